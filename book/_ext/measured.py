@@ -1,0 +1,145 @@
+"""What the book needs of Sphinx beyond jupyter-book: math without a script, the audit page, and honest caching."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import lstm_utils
+import torch
+from docutils import nodes
+from docutils.utils.math import pick_math_environment
+from docutils.utils.math.latex2mathml import tex2mathml
+from lstm_utils.claims import EXPLAINED_BY, claims
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+EXPLANATIONS = {
+    "finding": "", "condition": "", "correction": "", "varies_with": "It varies with ", "reason": ""
+}
+VERDICT_LABELS = {
+    "holds": "holds", "holds-if": "holds if", "false": "false", "depends": "depends", "not-testable": "not testable", "open": "open"
+}
+
+
+# --- caching ---------------------------------------------------------------------------------------------------------
+
+
+def helpers_digest() -> str:
+    """Fingerprint of everything besides its own cells that a notebook's output depends on."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for path in sorted(Path(lstm_utils.__file__).parent.iterdir()):
+        if path.suffix in {".py", ".yml", ".mplstyle"}:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def separate_cache(app: Sphinx, config: Any) -> None:
+    """Keep a cache a state of the helpers: the cache itself compares nothing but a notebook's cells."""
+    config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / helpers_digest())
+
+
+def outdated_notebooks(app: Sphinx, env: Any, *_: Any) -> list[str]:
+    """Notebooks that Sphinx must read again because a helper, and not their own file, changed."""
+    digest = helpers_digest()
+    changed = getattr(env, "helpers_digest", None) not in (None, digest)
+    env.helpers_digest = digest
+    return [name for name in env.found_docs if name.startswith("notebooks/") or name == "book/audit"] if changed else []
+
+
+# --- math ------------------------------------------------------------------------------------------------------------
+
+
+def visit_math(translator: Any, node: nodes.math) -> None:
+    """Write inline math as MathML, which every current browser renders by itself."""
+    translator.body.append(tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def visit_math_block(translator: Any, node: nodes.math_block) -> None:
+    """Write a displayed formula as MathML; it scrolls by itself where the page is narrower."""
+    source = node.astext()
+    if pick_math_environment(source).startswith("align") and r"\begin" not in source:
+        source = rf"\begin{{aligned}}{source}\end{{aligned}}"
+    translator.body.append(f'<div class="math-block" tabindex="0">{tex2mathml(source, as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+# --- the audit -------------------------------------------------------------------------------------------------------
+
+
+def anchor_audit_cells(app: Sphinx, doctree: nodes.document) -> None:
+    """Give every cell that asserts a claim an anchor: #g07 is the first cell that says audit("G07")."""
+    seen = set()
+    for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
+        source = next((node.astext() for node in cell.findall(nodes.literal_block)), "")
+        for claim in re.findall(r"""audit\(["'](G\w+)["']\)""", source):
+            if claim not in seen:
+                seen.add(claim)
+                cell["ids"].append(claim.lower())
+
+
+class AuditTable(SphinxDirective):
+    """All claims with their verdicts; each leads to the cell that would fail if the verdict were wrong."""
+
+    def run(self) -> list[nodes.Node]:
+        """Render ``claims.yml``."""
+        self.env.note_dependency(str(Path(lstm_utils.__file__).parent / "claims.yml"))
+        counts = {verdict: sum(c.verdict == verdict for c in claims().values()) for verdict in EXPLAINED_BY}
+        radios = "".join(
+            f'<label><input type="radio" name="verdict" value="{verdict}"{" checked" if verdict == "all" else ""}> {text}</label>'
+            for verdict, text in [("all", f"all ({len(claims())})")]
+            + [(v, f"{VERDICT_LABELS[v]} ({n})") for v, n in counts.items() if n]
+        )
+        legend = '<legend>Show the claims whose verdict is</legend>'
+        table = nodes.table(classes=["audit"])
+        group = nodes.tgroup(cols=4)
+        table += group
+        group += [nodes.colspec(colwidth=width) for width in (7, 38, 12, 43)]
+        head = nodes.row("", *[nodes.entry("", nodes.paragraph(text=t)) for t in ("Claim", "The guide says", "Verdict", "What the cells found")])
+        group += [nodes.thead("", head), nodes.tbody("", *[self.row(claim) for claim in claims().values()])]
+        return [nodes.raw("", f'<fieldset class="audit-filter">{legend}{radios}</fieldset>', format="html"), table]
+
+    def row(self, claim: Any) -> nodes.row:
+        """One claim: id, paraphrase, verdict, and what was found with a link to the cell."""
+        row = nodes.row(classes=[f"verdict-{claim.verdict}"])
+        prefix = EXPLANATIONS.get(EXPLAINED_BY[claim.verdict] or "", "")
+        found = self.parse_inline(prefix + claim.explanation)[0] if claim.explanation else []
+        chapter = f"notebooks/{claim.chapter}"
+        evidence = nodes.paragraph("", "", *found)
+        if claim.verdict not in ("open", "not-testable"):
+            target = self.env.app.builder.get_relative_uri(self.env.docname, chapter) + f"#{claim.id.lower()}"
+            evidence += [nodes.Text(" "), nodes.reference("", f"See the cell for {claim.id}", refuri=target, internal=True)]
+        elif claim.verdict == "open":
+            evidence += nodes.emphasis("", f"To be measured in chapter {int(claim.chapter[:2])}, {claim.chapter[3:].replace('_', ' ')}.")
+        cells = [
+            nodes.paragraph("", "", nodes.strong(text=claim.id)),
+            nodes.paragraph("", "", *self.parse_inline(claim.says)[0]),
+            nodes.paragraph("", "", nodes.inline("", VERDICT_LABELS[claim.verdict], classes=["verdict"])),
+            evidence,
+        ]
+        row += [nodes.entry("", cell) for cell in cells]
+        return row
+
+
+class AuditScore(SphinxDirective):
+    """One sentence: how many claims there are, and how many have which verdict."""
+
+    def run(self) -> list[nodes.Node]:
+        """Count ``claims.yml``."""
+        verdicts = [claim.verdict for claim in claims().values()]
+        parts = [f"{verdicts.count(v)} {VERDICT_LABELS[v]}" for v in EXPLAINED_BY if v in verdicts]
+        return [nodes.paragraph("", "", nodes.strong(text=f"{len(verdicts)} claims: {', '.join(parts)}."))]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect the parts."""
+    app.connect("config-inited", separate_cache)
+    app.connect("env-get-outdated", outdated_notebooks)
+    app.connect("doctree-read", anchor_audit_cells)
+    app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
+    app.add_directive("audit-table", AuditTable)
+    app.add_directive("audit-score", AuditScore)
+    return {"version": lstm_utils.__version__, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,115 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lstm_utils import LSTMSpec
+from lstm_utils.__main__ import DTYPES, main
+
+SIZES = ("--input-size", "100", "--hidden-size", "64")
+
+
+@pytest.mark.parametrize(
+    ("flags", "spec", "call"),
+    [
+        ((), {}, {}),
+        (("--num-layers", "2"), {"num_layers": 2}, {}),
+        (("--no-bias",), {"bias": False}, {}),
+        (("--batch-first",), {"batch_first": True}, {}),
+        (("--num-layers", "2", "--dropout", "0.25"), {"num_layers": 2, "dropout": 0.25}, {}),
+        (("--bidirectional", "--proj-size", "8"), {"bidirectional": True, "proj_size": 8}, {}),
+        (("--seq-len", "7", "--batch-size", "3"), {}, {"seq_len": 7, "batch_size": 3}),
+        (("--batch-size", "0"), {}, {"batch_size": None}),
+    ],
+)
+def test_describe_prints_what_the_spec_describes(flags, spec, call, capsys):
+    assert main(["describe", *SIZES, *flags]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == LSTMSpec(100, 64, **spec).describe(**call) + "\n"
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_memory_is_that_of_the_dtype(name, capsys):
+    assert main(["describe", *SIZES, "--dtype", name]) == 0
+    assert capsys.readouterr().out == LSTMSpec(100, 64).describe(dtype=getattr(torch, name)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num-layers", "0"), "num_layers must be at least 1, got 0"),
+        (("--dropout", "1.5"), "dropout must lie from 0 to 1, got 1.5"),
+        (("--dropout", "nan"), "dropout must lie from 0 to 1, got nan"),
+        (("--proj-size", "64"), "proj_size must be smaller than hidden_size (64), got 64; 0 means no projection"),
+        (("--seq-len", "0"), "seq_len must be an int of at least 1, got 0"),
+        (("--batch-size", "-1"), "batch_size must be an int of at least 1, got -1"),
+    ],
+)
+def test_what_nn_lstm_refuses_ends_with_status_2_and_the_message(flags, message, capsys):
+    assert main(["describe", *SIZES, *flags]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["describe"], "the following arguments are required: --input-size, --hidden-size"),
+        (["describe", *SIZES, "--num-layers", "2.5"], "argument --num-layers: invalid int value: '2.5'"),
+        (["describe", *SIZES, "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["draw"], "invalid choice: 'draw'"),
+    ],
+)
+def test_a_malformed_command_line_ends_with_status_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_every_argument(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["describe", "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in printed for name in LSTMSpec.__dataclass_fields__)
+
+
+def run_python(*arguments, cwd):
+    """A fresh interpreter, away from the repository, so that it is the installed package that answers."""
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    done = run_python("-m", "lstm_utils", "describe", *SIZES, "--num-layers", "2", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, LSTMSpec(100, 64, 2).describe() + "\n"), done.stderr
+    refused = run_python("-m", "lstm_utils", "describe", *SIZES, "--num-layers", "0", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "num_layers must be at least 1, got 0" in refused.stderr
+
+
+WITHOUT_THE_BOOK = """
+import sys
+
+TOOLS = ("jupyter_book", "myst_nb", "matplotlib", "papermill", "nbval")
+for tool in TOOLS:
+    sys.modules[tool] = None  # importing it now raises ModuleNotFoundError
+import lstm_utils
+from lstm_utils.__main__ import main
+
+main(["describe", "--input-size", "2", "--hidden-size", "3"])
+for tool in TOOLS:
+    try:
+        __import__(tool)
+    except ModuleNotFoundError:
+        continue
+    sys.exit(f"{tool} was not blocked")
+"""
+
+
+def test_the_package_needs_none_of_the_tools_that_build_the_book(tmp_path):
+    done = run_python("-c", WITHOUT_THE_BOOK, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, LSTMSpec(2, 3).describe() + "\n"), done.stderr

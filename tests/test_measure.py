@@ -1,0 +1,199 @@
+import itertools
+import os
+import platform
+import time
+
+import pytest
+import torch
+
+from lstm_utils import compare_times, hardware, measure, resolve_device
+from lstm_utils.measure import Ratio, Timings
+
+# Devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def present(monkeypatch):
+    """Pretend that this machine has the devices named, beside its CPU."""
+
+    def pretend(*devices):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in devices)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in devices)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("devices", "name", "expected"),
+    [
+        ((), "auto", "cpu"),
+        (("mps",), "auto", "mps"),
+        (("cuda",), "auto", "cuda"),
+        (("cuda", "mps"), "auto", "cuda"),
+        (("cuda", "mps"), "mps", "mps"),
+        (("cuda", "mps"), "cpu", "cpu"),
+        (("cuda",), "cuda:1", "cuda:1"),
+    ],
+)
+def test_a_name_stands_for_a_device(present, devices, name, expected):
+    present(*devices)
+    assert resolve_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("devices", "name", "here"),
+    [
+        ((), "cuda", "cpu"),
+        ((), "cuda:0", "cpu"),
+        (("cuda",), "mps", "cuda, cpu"),
+        (("cuda", "mps"), "tpu", "cuda, mps, cpu"),
+        ((), "", "cpu"),
+    ],
+)
+def test_an_absent_device_is_refused_with_those_present(present, devices, name, here):
+    present(*devices)
+    with pytest.raises(ValueError, match=f"^device '{name}' is not available here; use 'auto' or one of: {here}$"):
+        resolve_device(name)
+
+
+# Hardware --------------------------------------------------------------------------------------------------------
+
+
+def test_hardware_describes_this_machine():
+    found = hardware()
+    assert found.device == "CPU"
+    assert 1 <= found.cores <= os.cpu_count()
+    assert found.threads == torch.get_num_threads()
+    assert found.instruction_set == torch.backends.cpu.get_cpu_capability()
+    assert (found.torch, found.python) == (torch.__version__, platform.python_version())
+    assert found.system == f"{platform.system()} {platform.machine()}"
+
+
+def test_hardware_is_printed_on_one_line_with_every_field():
+    found = hardware("cpu")
+    assert "\n" not in str(found)
+    assert all(str(value) in str(found) for value in vars(found).values())
+    assert f"{found.cores} cores, {found.threads} threads" in str(found)
+
+
+def test_hardware_names_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU number {device.index}")
+    assert hardware("cuda:1").device == "GPU number 1"
+    assert hardware(torch.device("mps")).device == "MPS"
+
+
+@pytest.mark.parametrize(("counted", "cores"), [(6, 6), (None, 1)])
+def test_cores_are_counted_where_affinity_is_unknown(monkeypatch, counted, cores):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: counted)
+    assert hardware().cores == cores
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "from_platform", "expected"),
+    [
+        ("processor : 0\nmodel name\t: Some CPU @ 2: GHz\nmodel name : another\n", "x86_64", "Some CPU @ 2: GHz"),
+        ("Processor : 0\nModel Name : Cortex\n", "", "Cortex"),
+        ("processor : 0\n", "from the platform", "from the platform"),
+        (None, "from the platform", "from the platform"),
+        (None, "", "the architecture"),
+    ],
+    ids=["Linux", "another case", "no model name", "no cpuinfo", "nothing at all"],
+)
+def test_the_processor_has_a_name_everywhere(monkeypatch, tmp_path, cpuinfo, from_platform, expected):
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo, encoding="utf-8")
+    monkeypatch.setattr(measure, "Path", {"/proc/cpuinfo": tmp_path / "cpuinfo"}.__getitem__)
+    monkeypatch.setattr(platform, "processor", lambda: from_platform)
+    monkeypatch.setattr(platform, "machine", lambda: "the architecture")
+    assert hardware().processor == expected
+
+
+# Timings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (1.1, 1.3, "slower"),
+        (0.7, 0.9, "faster"),
+        (0.9, 1.1, "neither faster nor slower"),
+        (1.0, 1.2, "neither faster nor slower"),
+        (0.8, 1.0, "neither faster nor slower"),
+    ],
+)
+def test_the_word_is_chosen_by_the_middle_half(low, high, word):
+    assert Ratio(1.0, low, high).word == word
+
+
+def test_a_ratio_prints_its_spread():
+    assert str(Ratio(1.234, 1.1, 1.5)) == "1.23× (1.10–1.50)"
+
+
+def test_ratios_are_taken_round_by_round():
+    drifting = {"a": (8.0, 2.0, 20.0, 4.0, 6.0), "b": (4.0, 1.0, 5.0, 2.0, 3.0)}  # twice as long, and once four times
+    timings = Timings(drifting, num_threads=1)
+    assert timings.ratio("a", "b") == Ratio(2.0, 2.0, 2.0)
+    assert timings.ratio("b", "b") == Ratio(1.0, 1.0, 1.0)
+    assert (timings.median("a"), timings.median("b")) == (6.0, 3.0)
+
+
+def test_quartiles_are_the_spread():
+    timings = Timings({"a": (1.0, 2.0, 3.0, 4.0, 5.0), "b": (1.0,) * 5}, num_threads=1)
+    assert timings.ratio("a", "b") == Ratio(median=3.0, low=2.0, high=4.0)
+
+
+def test_a_deliberately_slower_call_is_slower():
+    timings = compare_times(
+        {"sleeps": lambda: time.sleep(0.005), "sleeps less": lambda: time.sleep(0.001)}, rounds=5, min_seconds=0.005
+    )
+    ratio = timings.ratio("sleeps", "sleeps less")
+    assert ratio.word == "slower"
+    assert 1.5 < ratio.median < 6
+    assert timings.ratio("sleeps less", "sleeps").word == "faster"
+    assert timings.median("sleeps") >= 0.005
+
+
+def test_candidates_take_turns():
+    order = []
+    candidates = {name: lambda name=name: order.append(name) for name in "abc"}
+    timings = compare_times(candidates, rounds=4, min_seconds=0)
+    turns = "".join(name for name, _ in itertools.groupby(order))
+    assert turns == "abc" * 5  # one to find out how often to repeat a call, then four rounds
+    assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_a_round_lasts_about_as_long_as_asked():
+    calls = []
+
+    def call():
+        calls.append(None)
+        time.sleep(0.001)
+
+    def count(min_seconds):
+        calls.clear()
+        compare_times({"call": call}, rounds=3, min_seconds=min_seconds)
+        return len(calls)
+
+    assert count(0.02) > 2 * count(0)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_calls_run_with_the_threads_asked_for(num_threads):
+    seen = set()
+    before = torch.get_num_threads()
+    timings = compare_times(
+        {"call": lambda: seen.add(torch.get_num_threads())}, rounds=3, min_seconds=0, num_threads=num_threads
+    )
+    assert seen == {num_threads}
+    assert timings.num_threads == num_threads
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("candidates", "rounds", "message"),
+    [({}, 9, r"got \[\] and 9"), ({"call": list}, 2, r"at least one candidate and 3 rounds, got \['call'\] and 2")],
+)
+def test_too_little_to_compare_is_refused(candidates, rounds, message):
+    with pytest.raises(ValueError, match=message):
+        compare_times(candidates, rounds=rounds)
