@@ -8,6 +8,7 @@ from importlib.resources import files
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 GATES = ("i", "f", "g", "o")
@@ -25,7 +26,8 @@ def plot_gates(rows: Mapping[str, np.ndarray], labels: Sequence[str], title: str
     """One heat map a quantity over a sequence: units downwards, steps to the right.
 
     Args:
-        rows: name of the quantity → values (units, steps). Gates are drawn from 0 to 1, others symmetric about 0.
+        rows: "i", "f", "o" (from 0 to 1, in the gate's colour) or any other name (symmetric about 0) → values
+            (units, steps).
         labels: what the sequence shows at each step, a tick label each.
         title: what the figure says.
 
@@ -37,19 +39,16 @@ def plot_gates(rows: Mapping[str, np.ndarray], labels: Sequence[str], title: str
             raise ValueError(f"{name} has {values.shape[-1]} steps, and there are {len(labels)} labels")
     figure, axes = plt.subplots(len(rows), 1, sharex=True, squeeze=False, figsize=(7.6, 0.6 + 1.15 * len(rows)))
     for axis, (name, values) in zip(axes[:, 0], rows.items(), strict=True):
-        gate = values.min() >= 0
-        bound = 1 if gate else float(np.abs(values).max())
-        image = axis.imshow(
-            values,
-            aspect="auto",
-            interpolation="none",
-            cmap="viridis" if gate else "RdBu_r",
-            vmin=0 if gate else -bound,
-            vmax=bound,
-        )
-        axis.set(ylabel=name, yticks=[])
+        if name in ("i", "f", "o"):
+            colors: Colormap | str = LinearSegmentedColormap.from_list(name, ["white", GATE_COLORS[name]])
+            low, high = 0.0, 1.0
+        else:
+            colors, high = "RdBu_r", float(np.abs(values).max())
+            low = -high
+        image = axis.imshow(values, aspect="auto", interpolation="none", cmap=colors, vmin=low, vmax=high)
+        axis.set(ylabel=GATE_NAMES.get(name, name), yticks=[])
         axis.grid(visible=False)
-        figure.colorbar(image, ax=axis, pad=0.01, ticks=[0, 1] if gate else [-round(bound, 1), 0, round(bound, 1)])
+        figure.colorbar(image, ax=axis, pad=0.01, ticks=[low, high], format="%.0f")
     axes[-1, 0].set_xticks(range(len(labels)), labels, family="monospace")
     axes[0, 0].set_title(title)
     return figure

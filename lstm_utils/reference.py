@@ -171,9 +171,16 @@ class ReferenceLSTM(nn.Module):
                 finals.append(final)
             x = torch.cat(halves, dim=2)
             if layer < self.num_layers - 1:
-                x = nn.functional.dropout(x, self.dropout, self.training)
+                x = self._drop(x, valid)
         h_n, c_n = (torch.stack(states) for states in zip(*finals, strict=True))
         return x, (h_n, c_n)
+
+    def _drop(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Dropout on what the next layer reads; drawn for the valid steps alone, as ``nn.LSTM`` draws it."""
+        if valid is None:
+            return nn.functional.dropout(x, self.dropout, self.training)
+        dropped = nn.functional.dropout(x[valid], self.dropout, self.training)
+        return x.masked_scatter(valid[:, :, None], dropped)
 
     def _run(self, x: Tensor, state: States, layer: int, reverse: bool, valid: Tensor | None) -> tuple[Tensor, States]:
         """One layer in one direction over time: outputs (T, N, H_out) and the final (h, c)."""

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -155,8 +155,3 @@ def calls(
     if layout == "sorted":
         rows.sort(reverse=True)
     return Call(draw(spec), layout, tuple(rows), draw(st.booleans()), draw(st.integers(0, 2**32)))
-
-
-def equal_lengths(call: Call) -> Call:
-    """The same call with every row as long as the longest."""
-    return replace(call, lengths=(max(call.lengths),) * len(call.lengths))

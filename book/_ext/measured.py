@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import re
+from base64 import b64decode
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import lstm_utils
 import torch
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.utils.math import pick_math_environment
 from docutils.utils.math.latex2mathml import tex2mathml
-from lstm_utils.claims import EXPLAINED_BY, claims
+from myst_nb.ext.glue.crossref import read_glue_cache
+from myst_nb.ext.glue.utils import create_pending_glue_ref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-EXPLANATIONS = {
-    "finding": "", "condition": "", "correction": "", "varies_with": "It varies with ", "reason": ""
-}
+import lstm_utils
+from lstm_utils.claims import EXPLAINED_BY, claims
+
 VERDICT_LABELS = {
-    "holds": "holds", "holds-if": "holds if", "false": "false", "depends": "depends", "not-testable": "not testable", "open": "open"
+    "holds": "holds",
+    "holds-if": "holds if",
+    "false": "false",
+    "depends": "depends",
+    "not-testable": "not testable",
+    "open": "open",
 }
 
 
@@ -41,7 +48,7 @@ def separate_cache(app: Sphinx, config: Any) -> None:
     config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / helpers_digest())
 
 
-def outdated_notebooks(app: Sphinx, env: Any, *_: Any) -> list[str]:
+def outdated_notebooks(_: Sphinx, env: Any, *_changes: Any) -> list[str]:
     """Notebooks that Sphinx must read again because a helper, and not their own file, changed."""
     digest = helpers_digest()
     changed = getattr(env, "helpers_digest", None) not in (None, digest)
@@ -67,10 +74,41 @@ def visit_math_block(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+# --- a figure of another page ----------------------------------------------------------------------------------------
+
+
+class GluedFigure(SphinxDirective):
+    """A figure that a notebook glued, with alternative text and a caption: ``glue:figure`` reads its own page only."""
+
+    required_arguments = 1  # the key
+    option_spec: ClassVar[dict[str, Any]] = {"doc": directives.unchanged_required, "alt": directives.unchanged_required}
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Leave a reference that myst-nb resolves once every notebook has run."""
+        notebook = self.options["doc"]
+        self.env.note_dependency(self.env.relfn2path(notebook)[1])  # a changed figure rewrites this page too
+        reference = create_pending_glue_ref(self.state.document, notebook, self.lineno, notebook, self.arguments[0])
+        caption = nodes.caption("", "", *self.parse_inline(" ".join(self.content))[0])
+        return [nodes.figure("", reference, caption, glued=(reference.refdoc, reference.key), alt=self.options["alt"])]
+
+
+def finish_glued_figures(app: Sphinx, doctree: nodes.document, _: str) -> None:
+    """Give the image its alternative text and its file, which myst-nb expects the notebook's page to have copied."""
+    for figure in doctree.findall(lambda node: isinstance(node, nodes.figure) and "glued" in node):
+        for image in figure.findall(nodes.image):
+            document, key = figure["glued"]
+            data = read_glue_cache(app.env.mystnb_config.output_folder, document)[key]["data"]["image/png"]
+            target = Path(app.outdir) / app.builder.imagedir / Path(image["uri"]).name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(b64decode(data))
+            image["alt"] = figure["alt"]
+
+
 # --- the audit -------------------------------------------------------------------------------------------------------
 
 
-def anchor_audit_cells(app: Sphinx, doctree: nodes.document) -> None:
+def anchor_audit_cells(_: Sphinx, doctree: nodes.document) -> None:
     """Give every cell that asserts a claim an anchor: #g07 is the first cell that says audit("G07")."""
     seen = set()
     for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
@@ -87,33 +125,46 @@ class AuditTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Render ``claims.yml``."""
         self.env.note_dependency(str(Path(lstm_utils.__file__).parent / "claims.yml"))
-        counts = {verdict: sum(c.verdict == verdict for c in claims().values()) for verdict in EXPLAINED_BY}
-        radios = "".join(
-            f'<label><input type="radio" name="verdict" value="{verdict}"{" checked" if verdict == "all" else ""}> {text}</label>'
-            for verdict, text in [("all", f"all ({len(claims())})")]
-            + [(v, f"{VERDICT_LABELS[v]} ({n})") for v, n in counts.items() if n]
+        verdicts = [claim.verdict for claim in claims().values()]
+        choices = [(v, VERDICT_LABELS[v], verdicts.count(v)) for v in EXPLAINED_BY if v in verdicts]
+        radios = (
+            f'<label><input type="radio" name="verdict" value="all" checked> all ({len(verdicts)})</label>'
+            + "".join(
+                f'<label><input type="radio" name="verdict" value="{v}"> {label} ({n})</label>'
+                for v, label, n in choices
+            )
         )
-        legend = '<legend>Show the claims whose verdict is</legend>'
-        table = nodes.table(classes=["audit"])
+        legend = "<legend>Show the claims whose verdict is</legend>"
+        table = nodes.table(classes=["audit", "colwidths-given"])
         group = nodes.tgroup(cols=4)
         table += group
-        group += [nodes.colspec(colwidth=width) for width in (7, 38, 12, 43)]
-        head = nodes.row("", *[nodes.entry("", nodes.paragraph(text=t)) for t in ("Claim", "The guide says", "Verdict", "What the cells found")])
+        group += [nodes.colspec(colwidth=width) for width in (8, 36, 14, 42)]
+        head = nodes.row(
+            "",
+            *[
+                nodes.entry("", nodes.paragraph(text=t))
+                for t in ("Claim", "The guide says", "Verdict", "What the cells found")
+            ],
+        )
         group += [nodes.thead("", head), nodes.tbody("", *[self.row(claim) for claim in claims().values()])]
         return [nodes.raw("", f'<fieldset class="audit-filter">{legend}{radios}</fieldset>', format="html"), table]
 
     def row(self, claim: Any) -> nodes.row:
         """One claim: id, paraphrase, verdict, and what was found with a link to the cell."""
         row = nodes.row(classes=[f"verdict-{claim.verdict}"])
-        prefix = EXPLANATIONS.get(EXPLAINED_BY[claim.verdict] or "", "")
-        found = self.parse_inline(prefix + claim.explanation)[0] if claim.explanation else []
+        found = self.parse_inline(claim.explanation)[0] if claim.explanation else []
         chapter = f"notebooks/{claim.chapter}"
         evidence = nodes.paragraph("", "", *found)
         if claim.verdict not in ("open", "not-testable"):
             target = self.env.app.builder.get_relative_uri(self.env.docname, chapter) + f"#{claim.id.lower()}"
-            evidence += [nodes.Text(" "), nodes.reference("", f"See the cell for {claim.id}", refuri=target, internal=True)]
+            evidence += [
+                nodes.Text(" "),
+                nodes.reference("", f"See the cell for {claim.id}", refuri=target, internal=True),
+            ]
         elif claim.verdict == "open":
-            evidence += nodes.emphasis("", f"To be measured in chapter {int(claim.chapter[:2])}, {claim.chapter[3:].replace('_', ' ')}.")
+            evidence += nodes.emphasis(
+                "", f"To be measured in chapter {int(claim.chapter[:2])}, {claim.chapter[3:].replace('_', ' ')}."
+            )
         cells = [
             nodes.paragraph("", "", nodes.strong(text=claim.id)),
             nodes.paragraph("", "", *self.parse_inline(claim.says)[0]),
@@ -140,6 +191,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", outdated_notebooks)
     app.connect("doctree-read", anchor_audit_cells)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
+    app.connect("doctree-resolved", finish_glued_figures)
+    app.add_directive("glued-figure", GluedFigure)
     app.add_directive("audit-table", AuditTable)
     app.add_directive("audit-score", AuditScore)
     return {"version": lstm_utils.__version__, "parallel_read_safe": True, "parallel_write_safe": True}

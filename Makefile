@@ -1,0 +1,63 @@
+# `make` or `make help` lists the targets. PYTHON chooses the interpreter, PIP_ARGS goes to pip (see the README: CPU or CUDA).
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# Threads that wait must not spin: on a busy machine they would stall the ones that work.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help book test lab notebooks lint clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+book: $(STAMP) ## set up, run every chapter, render the book, print where it is
+	@$(BIN)/jupyter-book build . -n -W --keep-going
+	@test -s _build/html/book/index.html || { echo "The build left no page behind." >&2; exit 1; }
+	@echo "The book is at $(CURDIR)/_build/html/index.html"
+
+test: lint book ## lint, types, unit tests, every notebook against its stored outputs, the rendered pages
+	@$(BIN)/python -m pytest tests notebooks --nbval --nbval-cell-timeout=300 \
+		--cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+notebooks: $(STAMP) ## run every notebook in place and keep its outputs
+	@mkdir -p _build/notebooks
+	@for notebook in $(NOTEBOOKS); do \
+		echo "$$notebook"; run=_build/$$notebook; \
+		$(BIN)/papermill --cwd notebooks --kernel python3 $$notebook $$run; \
+		$(BIN)/nbstripout --keep-output --keep-count --keep-id \
+			--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version" $$run; \
+		mv $$run $$notebook; \
+	done
+
+clean: ## delete what was built (not the environment)
+	rm -rf _build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The environment is remade when the pinned set or the package's metadata changes.
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; install Python 3.11 or newer, or say make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old; this needs 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks the venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once; a few minutes, and a large download where torch is not cached)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock 2>$(VENV)/pip.log \
+		|| { grep -m1 -iE 'error|could not' $(VENV)/pip.log >&2; echo "The packages could not be installed; is there a network? Details: $(VENV)/pip.log" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . 2>>$(VENV)/pip.log \
+		|| { echo "lstm_utils could not be installed. Details: $(VENV)/pip.log" >&2; exit 1; }
+	@touch $@
