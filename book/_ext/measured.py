@@ -31,6 +31,17 @@ VERDICT_LABELS = {
 }
 
 
+# --- what jupyter-book brings and the book does not want -------------------------------------------------------------
+
+
+def silence_thebe(app: Sphinx, _: Any) -> None:
+    """Take out live cells: jupyter-book always adds them, twice over, with a script from another host."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [
+            listener for listener in listeners if not listener.handler.__module__.startswith("sphinx_thebe")
+        ]
+
+
 # --- caching ---------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +198,7 @@ class AuditScore(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the parts."""
+    app.connect("config-inited", silence_thebe)
     app.connect("config-inited", separate_cache)
     app.connect("env-get-outdated", outdated_notebooks)
     app.connect("doctree-read", anchor_audit_cells)
@@ -195,4 +207,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("glued-figure", GluedFigure)
     app.add_directive("audit-table", AuditTable)
     app.add_directive("audit-score", AuditScore)
-    return {"version": lstm_utils.__version__, "parallel_read_safe": True, "parallel_write_safe": True}
+    # Sphinx reads every page again when this number changes, so a change to this file is never missed.
+    env_version = int.from_bytes(hashlib.sha256(Path(__file__).read_bytes()).digest()[:4])
+    return {
+        "version": lstm_utils.__version__,
+        "env_version": env_version,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

@@ -1,0 +1,249 @@
+"""What must be true of a notebook, of the audit and of the rendered book, as functions that list what is wrong.
+
+The tests run them on the real thing, where the list must be empty, and on damaged copies, where it must not be.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import yaml
+from bs4 import BeautifulSoup, Tag
+from nbformat import NotebookNode
+
+from lstm_utils.claims import Claim
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "_build" / "html"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMETERS = {"seed", "device", "quick"}
+TAGS = {"parameters", "nbval-ignore-output", "exercise", "solution", "hide-cell", "check"}
+# Pages that the builder adds by itself.
+GENERATED = {"genindex", "search", "index"}
+
+
+def toc_pages() -> list[str]:
+    """Every page that _toc.yml names, the root first."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def tags(cell: NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def ignored(cell: NotebookNode) -> bool:
+    return "nbval-ignore-output" in tags(cell)
+
+
+def printed(cell: NotebookNode) -> str:
+    """What a code cell printed."""
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+# --- notebooks -------------------------------------------------------------------------------------------------------
+
+
+def notebook_problems(path: Path) -> list[str]:
+    """Where a notebook departs from the grammar of CONTRIBUTING.md, or could pass without being compared."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [
+        *opening_problems(notebook),
+        *run_problems(code),
+        *setup_problems(code),
+        *comparison_problems(code),
+        *exercise_problems(code),
+        *figure_problems(code),
+        *ending_problems(notebook),
+    ]
+
+
+def opening_problems(notebook: NotebookNode) -> Iterable[str]:
+    first = notebook.cells[0]
+    opening = first.source if first.cell_type == "markdown" else ""
+    if not re.match(r"# \S", opening):
+        yield "does not open with a title"
+    if not re.search(r"^\*\*[^*]+\?\*\*$", opening, re.M):
+        yield "has no question, in bold, under its title"
+    bullets = re.findall(r"^- ", opening.partition("You will learn")[2], re.M)
+    if not 3 <= len(bullets) <= 5:
+        yield f"promises {len(bullets)} things under 'You will learn', and should promise 3 to 5"
+    if "audit.md" not in opening:
+        yield "does not link to the audit"
+
+
+def run_problems(code: list[NotebookNode]) -> Iterable[str]:
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        yield "was not run from top to bottom: nbval compares no cell without a count"
+    for cell in code:
+        at = f"cell {cell.execution_count}"
+        if unknown := tags(cell) - TAGS:
+            yield f"{at} has the unknown tags {unknown}"
+        if (length := sum(bool(line.strip()) for line in cell.source.splitlines())) > 20:
+            yield f"{at} has {length} lines"
+        for output in cell.outputs:
+            if output.output_type == "error" or output.get("name") == "stderr":
+                yield f"{at} stores an error or a warning"
+
+
+def setup_problems(code: list[NotebookNode]) -> Iterable[str]:
+    at = [index for index, cell in enumerate(code) if "parameters" in tags(cell)]
+    if len(at) != 1:
+        yield f"has {len(at)} parameters cells, and needs one"
+        return
+    names = set()
+    for statement in ast.parse(code[at[0]].source).body:
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Constant):
+            yield "has something other than a literal in its parameters cell"
+        else:
+            names |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    if not names >= PARAMETERS:
+        yield f"lacks the parameters {PARAMETERS - names}"
+    seeding = code[at[0] + 1]
+    if not ("manual_seed(seed)" in seeding.source and "hardware(device)" in seeding.source and ignored(seeding)):
+        yield "does not seed, and print the hardware, right after its parameters"
+
+
+def comparison_problems(code: list[NotebookNode]) -> Iterable[str]:
+    if sum(map(ignored, code)) > len(code) / 4:
+        yield "ignores the outputs of more than a quarter of its cells"
+    for index, cell in enumerate(code):
+        after = code[index + 1 : index + 4]
+        if ignored(cell) and not any(printed(other) and not ignored(other) for other in after):
+            yield f"cell {cell.execution_count} is ignored, and no compared cell follows it"
+
+
+def exercise_problems(code: list[NotebookNode]) -> Iterable[str]:
+    starts = [index for index, cell in enumerate(code) if "exercise" in tags(cell)]
+    if len(starts) < 2:
+        yield f"has {len(starts)} exercises, and needs two"
+    for index in starts:
+        exercise, solution, check = (*code[index : index + 3], None, None)[:3]
+        if solution is None or check is None:
+            yield "ends inside an exercise"
+        elif not (tags(solution) >= {"solution", "hide-cell"} and "check" in tags(check)):
+            yield f"cell {exercise.execution_count}: an exercise is a stub, a solution and a check"
+        elif "= ..." not in exercise.source or "is ...:" not in solution.source:
+            yield f"cell {exercise.execution_count}: the solution must step in only for the blank"
+        elif not printed(check).startswith("Passed"):
+            yield f"cell {check.execution_count}: the solution does not pass its own check"
+
+
+def figure_problems(code: list[NotebookNode]) -> Iterable[str]:
+    for cell in code:
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            if len(alt) < 40:
+                yield f"cell {cell.execution_count} draws a figure without a description in mystnb.image.alt"
+
+
+def ending_problems(notebook: NotebookNode) -> Iterable[str]:
+    ending = notebook.cells[-1].source
+    if not ending.startswith("## Recap"):
+        yield "does not end with a recap"
+    if "**Next**" not in ending:
+        yield "does not say what comes next"
+
+
+# --- the audit -------------------------------------------------------------------------------------------------------
+
+
+def asserted_claims(path: Path) -> set[str]:
+    """Ids of the claims that a notebook's cells hold against a measurement."""
+    found = set()
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "expect"
+                and isinstance(call := node.func.value, ast.Call)
+                and ast.unparse(call.func) == "audit"
+            ):
+                found.add(ast.literal_eval(call.args[0]))
+    return found
+
+
+def audit_problems(claims: Mapping[str, Claim], notebooks: Iterable[Path]) -> list[str]:
+    """Claims that no cell asserts, and assertions of claims that do not exist or belong elsewhere."""
+    asserted = {path.stem: asserted_claims(path) for path in notebooks}
+    problems = [
+        f"{chapter} asserts {claim}, which is " + ("unknown" if claim not in claims else f"of {claims[claim].chapter}")
+        for chapter, ids in asserted.items()
+        for claim in ids
+        if claim not in claims or claims[claim].chapter != chapter
+    ]
+    for claim in claims.values():
+        has_cell = claim.id in asserted.get(claim.chapter, ())
+        if has_cell != (claim.verdict not in ("open", "not-testable")):
+            problems.append(f"{claim.id} is {claim.verdict}, and {'a' if has_cell else 'no'} cell asserts it")
+    return problems
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def book_problems(html: Path, pages: Iterable[str]) -> list[str]:
+    """Pages that are missing, or that a reader would stumble over."""
+    soups: dict[Path, BeautifulSoup] = {}
+    problems = []
+    for page in pages:
+        path = html / f"{page}.html"
+        if not path.exists():
+            problems.append(f"{page} was not rendered")
+            continue
+        soups[path.resolve()] = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    for path, soup in soups.items():
+        problems += [f"{path.relative_to(html.resolve())}: {problem}" for problem in page_problems(path, soup, soups)]
+    return problems
+
+
+def page_problems(path: Path, soup: BeautifulSoup, soups: Mapping[Path, BeautifulSoup]) -> Iterable[str]:
+    article = soup.find("article")
+    if not isinstance(article, Tag) or len(article.find_all("h1")) != 1:
+        yield "has no article with one title"
+        return
+    weight = path.stat().st_size
+    for image in article.find_all("img"):
+        if len(image.get("alt", "")) < 10:
+            yield f"the image {image.get('src')} has no description"
+        file = path.parent / unquote(str(image["src"]))
+        if not file.is_file():
+            yield f"the image {image['src']} is missing"
+        else:
+            weight += file.stat().st_size
+    if weight > 1_500_000:
+        yield f"weighs {weight:,} bytes"
+    for element, attribute in (("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src")):
+        for node in soup.find_all(element, {attribute: True}):
+            if urlsplit(str(node[attribute])).netloc and "canonical" not in node.get("rel", []):
+                yield f"fetches {node[attribute]} from another host"
+    for script in soup.find_all("script", src=False):
+        if address := re.search(r"https?://[^\s\"']+", script.get_text()):
+            yield f"has a script that names {address.group()}"
+    yield from link_problems(path, article, soups)
+    for code in article.find_all(["pre", "code", "math"]):
+        code.decompose()
+    if left := re.search(r"\{[a-z:]+\}`|```|:::|\$\$|\\begin\{|\*\*\w", article.get_text()):
+        yield f"shows raw markup: {left.group()}"
+
+
+def link_problems(path: Path, article: Tag, soups: Mapping[Path, BeautifulSoup]) -> Iterable[str]:
+    for link in article.find_all("a", href=True):
+        parts = urlsplit(str(link["href"]))
+        if parts.scheme or parts.netloc:
+            continue
+        target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        if not target.is_file():
+            yield f"links to {link['href']}, which is not there"
+        elif parts.fragment and target in soups and not soups[target].find(id=unquote(parts.fragment)):
+            yield f"links to {link['href']}, which has no such place"

@@ -1,0 +1,116 @@
+"""The rendered book, as files. Needs `make book`."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from checks import GENERATED, HTML, NOTEBOOKS, ROOT, book_problems, toc_pages
+
+from lstm_utils.claims import claims
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    assert (HTML / "book" / "index.html").is_file(), "there is no rendered book: run `make book` first"
+
+
+def extension():
+    spec = importlib.util.spec_from_file_location("measured", ROOT / "book" / "_ext" / "measured.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def page(name):
+    return BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def test_every_page_is_there_and_sound():
+    assert book_problems(HTML, toc_pages()) == []
+
+
+def test_no_page_is_left_from_an_earlier_state():
+    rendered = {
+        str(path.relative_to(HTML).with_suffix("")) for path in HTML.rglob("*.html") if "_static" not in path.parts
+    }
+    assert rendered == set(toc_pages()) | GENERATED
+
+
+DAMAGES = {
+    "a deleted page": lambda html: (html / "notebooks" / f"{NOTEBOOKS[0].stem}.html").unlink(),
+    "a deleted figure": lambda html: (html / "book" / page("book/index").select_one("article img")["src"]).unlink(),
+    "a dangling link": lambda html: edit(html, "book/audit", "#g07", "#g77"),
+    "raw markup": lambda html: edit(html, "book/index", "<strong>Read it.", "{glue:text}`x` <strong>Read it."),
+    "another host": lambda html: edit(
+        html, "book/index", "</head>", '<script src="https://x.org/x.js"></script></head>'
+    ),
+    "a figure without alt": lambda html: edit(html, "book/index", 'alt="Three heat maps', 'title="Three heat maps'),
+}
+
+
+def edit(html, name, old, new):
+    path = html / f"{name}.html"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_book_is_noticed(damage, tmp_path):
+    copy = tmp_path / "html"
+    shutil.copytree(HTML, copy, ignore=shutil.ignore_patterns("_sources", "*.js", "*.woff2"))
+    damage(copy)
+    assert book_problems(copy, toc_pages())
+
+
+def test_the_audit_page_shows_every_claim_and_leads_to_its_cell():
+    rows = page("book/audit").select("table.audit tbody tr")
+    assert len(rows) == len(claims())
+    for row, claim in zip(rows, claims().values(), strict=True):
+        assert f"verdict-{claim.verdict}" in row["class"]
+        links = [a["href"] for a in row.select("a") if a.get_text().startswith("See the cell")]
+        if claim.verdict in ("open", "not-testable"):
+            assert not links
+            continue
+        chapter, _, anchor = links[0].partition("#")
+        cell = page(f"notebooks/{Path(chapter).stem}").find(id=anchor)
+        assert f'audit("{claim.id}")' in cell.get_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_chapter_was_executed_by_the_builder(path):
+    # The hardware line is ignored by nbval, so the rendered one shows who ran the cells.
+    soup = page(f"notebooks/{path.stem}")
+    outputs = [node.get_text() for node in soup.select("div.cell_output")]
+    assert any(re.search(r"CPU|NVIDIA|MPS", text) and "torch" in text for text in outputs)
+    hidden = soup.select("div.cell.tag_solution")
+    assert hidden
+    assert all("tag_hide-cell" in cell["class"] for cell in hidden)
+
+
+def test_measured_numbers_reached_the_prose():
+    text = page("notebooks/01_inside_the_cell").get_text()
+    assert re.search(r"naive loop took\s+\d+\.\d\d× \(\d+\.\d\d–\d+\.\d\d\)", text)
+
+
+def test_formulas_are_mathml():
+    soup = page("book/notation")
+    assert len(soup.find_all("math")) > 20
+    assert soup.select_one("div.math-block math[display=block]")
+
+
+def test_the_cache_notices_a_changed_helper(tmp_path, monkeypatch):
+    module = extension()
+    package = tmp_path / "lstm_utils"
+    shutil.copytree(ROOT / "lstm_utils", package)
+    monkeypatch.setattr(module.lstm_utils, "__file__", str(package / "__init__.py"))
+    before = module.helpers_digest()
+    assert before == module.helpers_digest()
+    for name in ("spec.py", "claims.yml", "measured.mplstyle"):
+        with (package / name).open("a", encoding="utf-8") as file:
+            file.write("\n# changed\n")
+        assert module.helpers_digest() != before
+        before = module.helpers_digest()

@@ -1,0 +1,150 @@
+"""Every notebook: its grammar, its exercises without their solutions, and that a wrong number is noticed."""
+
+import re
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+from checks import NOTEBOOKS, ROOT, ignored, notebook_problems, printed, tags, toc_pages
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def damaged(path, tmp_path, change):
+    """A copy of a notebook, after ``change(notebook)``."""
+    notebook = nbformat.read(path, as_version=4)
+    change(notebook)
+    copy = tmp_path / path.name
+    nbformat.write(notebook, copy)
+    return copy
+
+
+def nbval(path):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--color=no"]
+    return subprocess.run([*command, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_table_of_contents_has_every_notebook_once():
+    listed = [page for page in toc_pages() if page.startswith("notebooks/")]
+    assert sorted(listed) == [f"notebooks/{path.stem}" for path in NOTEBOOKS]
+    assert len(NOTEBOOKS) >= 4
+
+
+@every_notebook
+def test_grammar(path):
+    assert notebook_problems(path) == []
+
+
+def strip_counts(notebook):
+    for cell in code_cells(notebook):
+        cell.execution_count, cell.outputs = None, []
+
+
+def drop_question(notebook):
+    notebook.cells[0].source = notebook.cells[0].source.replace("?**", ".**")
+
+
+def drop_parameter(notebook):
+    cell = next(cell for cell in code_cells(notebook) if "parameters" in tags(cell))
+    cell.source = cell.source.replace("quick = False", "")
+
+
+def compute_parameter(notebook):
+    cell = next(cell for cell in code_cells(notebook) if "parameters" in tags(cell))
+    cell.source += "\nsteps = 3 * 100"
+
+
+def ignore_everything(notebook):
+    for cell in code_cells(notebook):
+        cell.metadata["tags"] = sorted(tags(cell) | {"nbval-ignore-output"})
+
+
+def drop_solution(notebook):
+    notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
+
+
+def drop_alt(notebook):
+    for cell in code_cells(notebook):
+        cell.metadata.pop("mystnb", None)
+
+
+def store_error(notebook):
+    code_cells(notebook)[-1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="v", traceback=[])]
+
+
+def store_warning(notebook):
+    code_cells(notebook)[-1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="a warning"))
+
+
+def fail_check(notebook):
+    cell = next(cell for cell in code_cells(notebook) if "check" in tags(cell))
+    cell.outputs[0].text = "Not yet"
+
+
+def drop_recap(notebook):
+    notebook.cells.pop()
+
+
+DAMAGES = [
+    strip_counts, drop_question, drop_parameter, compute_parameter, ignore_everything, drop_solution, drop_alt,
+    store_error, store_warning, fail_check, drop_recap,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", DAMAGES)
+def test_a_damaged_notebook_is_noticed(change, tmp_path):
+    with_figure = next(path for path in NOTEBOOKS if "image/png" in path.read_text(encoding="utf-8"))
+    assert notebook_problems(damaged(with_figure, tmp_path, change))
+
+
+@every_notebook
+def test_a_wrong_stored_number_is_noticed(path, tmp_path):
+    def until_wrong_number(notebook):
+        """Keep the cells up to the first compared number, and change it."""
+        for index, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code" and not ignored(cell) and re.search(r"\d", printed(cell)):
+                stream = next(output for output in cell.outputs if re.search(r"\d", output.get("text", "")))
+                stream.text = re.sub(r"\d", lambda digit: str((int(digit.group()) + 1) % 10), stream.text, count=1)
+                notebook.cells = notebook.cells[: index + 1]
+                return
+        raise AssertionError(f"{path.name} compares no number")
+
+    result = nbval(damaged(path, tmp_path, until_wrong_number))
+    assert result.returncode == 1, result.stdout
+    assert re.search(r"\b1 failed, \d+ passed", result.stdout), result.stdout
+
+
+def test_a_notebook_as_it_is_passes_the_same_comparison(tmp_path):
+    def first_cells(notebook):
+        notebook.cells = notebook.cells[:8]
+
+    result = nbval(damaged(NOTEBOOKS[0], tmp_path, first_cells))
+    assert result.returncode == 0, result.stdout
+
+
+@every_notebook
+def test_another_seed_and_blank_exercises(path, tmp_path):
+    # One run serves two purposes: papermill's parameters arrive and every verdict holds for another seed, and every
+    # check fails, with a hint, while its exercise is blank.
+    def blank(notebook):
+        notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
+
+    copy = damaged(path, tmp_path, blank)
+    papermill.execute_notebook(
+        copy,
+        copy,
+        {"seed": 11, "device": "cpu", "quick": True},
+        cwd=tmp_path,
+        progress_bar=False,
+        kernel_name="python3",
+    )
+    checks = [cell for cell in code_cells(nbformat.read(copy, as_version=4)) if "check" in tags(cell)]
+    assert len(checks) >= 2
+    for cell in checks:
+        assert re.match(r"Not yet, exercise \d+\.\d+.*Hint: \S", printed(cell)), printed(cell)
