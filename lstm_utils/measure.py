@@ -44,9 +44,13 @@ class Hardware:
 
     def __str__(self) -> str:
         return (
-            f"{self.device} · {self.processor} · {self.cores} cores, {self.threads} threads · {self.instruction_set} · "
-            f"torch {self.torch} · Python {self.python} · {self.system}"
+            f"{self.device} · {self.processor} · {_count(self.cores, 'core')}, {_count(self.threads, 'thread')} · "
+            f"{self.instruction_set} · torch {self.torch} · Python {self.python} · {self.system}"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def hardware(device: torch.device | str = "cpu") -> Hardware:

@@ -2,6 +2,7 @@ import itertools
 import os
 import platform
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_hardware_is_printed_on_one_line_with_every_field():
     found = hardware("cpu")
     assert "\n" not in str(found)
     assert all(str(value) in str(found) for value in vars(found).values())
-    assert f"{found.cores} cores, {found.threads} threads" in str(found)
+    assert "1 core, 2 threads" in str(replace(found, cores=1, threads=2))
 
 
 def test_hardware_names_the_gpu(monkeypatch):

@@ -154,7 +154,7 @@ class AuditTable(SphinxDirective):
             "",
             *[
                 nodes.entry("", nodes.paragraph(text=t))
-                for t in ("Claim", "The guide says", "Verdict", "What the cells found")
+                for t in ("Id", "The guide says", "Verdict", "What the cells found")
             ],
         )
         group += [nodes.thead("", head), nodes.tbody("", *[self.row(claim) for claim in claims().values()])]
