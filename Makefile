@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+LAB_ARGS ?=
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -34,7 +35,7 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/mypy
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)
 
 notebooks: $(STAMP) ## run every notebook in place and keep its outputs
 	@mkdir -p _build/notebooks
