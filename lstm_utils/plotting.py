@@ -8,7 +8,6 @@ from importlib.resources import files
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 GATES = ("i", "f", "g", "o")
@@ -22,34 +21,39 @@ def use_style() -> None:
     plt.style.use(str(files("lstm_utils").joinpath("measured.mplstyle")))
 
 
-def plot_gates(rows: Mapping[str, np.ndarray], labels: Sequence[str], title: str) -> Figure:
-    """One heat map a quantity over a sequence: units downwards, steps to the right.
+def plot_traces(
+    panels: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str], shaded: Sequence[bool], title: str
+) -> Figure:
+    """Quantities over a sequence, one panel below the other, all on the same steps.
 
     Args:
-        rows: "i", "f", "o" (from 0 to 1, in the gate's colour) or any other name (symmetric about 0) → values
-            (units, steps).
-        labels: what the sequence shows at each step, a tick label each.
+        panels: label of the panel's axis → name → values (T,). The names i, f, g and o are drawn in the gate's color,
+            and a panel of gates alone runs from 0 to 1; a panel holds at most two others.
+        labels: what the sequence shows at each step, a tick label for each.
+        shaded: steps to set off by a grey band.
         title: what the figure says.
 
     Raises:
-        ValueError: a quantity does not have one column per label.
+        ValueError: a quantity, or ``shaded``, does not have one value for each label.
     """
-    for name, values in rows.items():
-        if values.shape[-1] != len(labels):
-            raise ValueError(f"{name} has {values.shape[-1]} steps, and there are {len(labels)} labels")
-    figure, axes = plt.subplots(len(rows), 1, sharex=True, squeeze=False, figsize=(7.6, 0.6 + 1.15 * len(rows)))
-    for axis, (name, values) in zip(axes[:, 0], rows.items(), strict=True):
-        if name in ("i", "f", "o"):
-            colors: Colormap | str = LinearSegmentedColormap.from_list(name, ["white", GATE_COLORS[name]])
-            low, high = 0.0, 1.0
-        else:
-            colors, high = "RdBu_r", float(np.abs(values).max())
-            low = -high
-        image = axis.imshow(values, aspect="auto", interpolation="none", cmap=colors, vmin=low, vmax=high)
-        axis.set(ylabel=GATE_NAMES.get(name, name), yticks=[])
-        axis.grid(visible=False)
-        figure.colorbar(image, ax=axis, pad=0.01, ticks=[low, high], format="%.0f")
-    axes[-1, 0].set_xticks(range(len(labels)), labels, family="monospace")
+    steps = np.arange(len(labels))
+    for name, values in [("shaded", shaded), *(item for series in panels.values() for item in series.items())]:
+        if np.shape(values) != steps.shape:
+            raise ValueError(f"{name} has the shape {np.shape(values)}, and there are {len(labels)} labels")
+    figure, axes = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.6, 0.9 + 1.35 * len(panels)))
+    for axis, (label, series) in zip(axes[:, 0], panels.items(), strict=True):
+        for step in steps[np.asarray(shaded, dtype=bool)]:
+            axis.axvspan(step - 0.5, step + 0.5, color="0.88", linewidth=0)
+        neutral = iter(("0.65", "0.1"))  # what is no gate has no gate's color
+        for name, values in series.items():
+            color = GATE_COLORS.get(name) or next(neutral)
+            axis.step(steps, values, where="mid", color=color, label=GATE_NAMES.get(name, name))
+        if set(series) <= {"i", "f", "o"}:
+            axis.set(ylim=(-0.03, 1.03))
+        axis.set(ylabel=label)
+        axis.grid(visible=False, axis="x")
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[-1, 0].set_xticks(steps, labels, family="monospace")
     axes[0, 0].set_title(title)
     return figure
 

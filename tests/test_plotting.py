@@ -5,9 +5,8 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.colors import to_hex
 
-from lstm_utils.plotting import GATE_COLORS, GATES, plot_gates, plot_seeds, use_style
+from lstm_utils.plotting import GATE_COLORS, GATES, plot_seeds, plot_traces, use_style
 
 
 @pytest.fixture(autouse=True)
@@ -24,21 +23,28 @@ def test_the_style_is_the_book_s():
     assert tuple(GATE_COLORS) == GATES
 
 
-def test_gates_have_their_own_color_and_a_fixed_scale():
-    rows = {"f": np.full((3, 4), 0.25), "cell state c": np.array([[-2.0, 1.0, 0.5, 0.0]] * 3)}
-    figure = plot_gates(rows, list("abcd"), "a title")
-    gate, cell = (axis.images[0] for axis in figure.axes[:2])
-    assert gate.get_clim() == (0, 1)
-    assert to_hex(gate.get_cmap()(1.0)).upper() == GATE_COLORS["f"]
-    assert cell.get_clim() == (-2, 2)
-    assert figure.axes[0].get_title(loc="left") == "a title"
-    assert [figure.axes[0].get_ylabel(), figure.axes[1].get_ylabel()] == ["forget gate", "cell state c"]
-    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list("abcd")
+def test_traces_share_their_steps_and_gates_have_their_own_color():
+    panels = {"gates": {"f": np.full(4, 0.25), "i": np.ones(4)}, "memory": {"cell state": np.arange(4.0)}}
+    figure = plot_traces(panels, list("abcd"), [False, True, False, True], "a title")
+    gates, memory = figure.axes
+    assert [line.get_color() for line in gates.lines] == [GATE_COLORS["f"], GATE_COLORS["i"]]
+    assert [text.get_text() for text in gates.get_legend().get_texts()] == ["forget gate", "input gate"]
+    assert gates.get_ylim() == (-0.03, 1.03)
+    assert memory.get_ylim() != (-0.03, 1.03)
+    assert list(memory.lines[0].get_ydata()) == [0, 1, 2, 3]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["gates", "memory"]
+    assert [text.get_text() for text in memory.get_xticklabels()] == list("abcd")
+    assert [len(axis.patches) for axis in figure.axes] == [2, 2]
+    assert gates.patches[0].get_x() == 0.5
+    assert gates.get_title(loc="left") == "a title"
 
 
-def test_gates_need_a_label_a_step():
-    with pytest.raises(ValueError, match="f has 4 steps, and there are 3 labels"):
-        plot_gates({"f": np.zeros((2, 4))}, list("abc"), "")
+@pytest.mark.parametrize(
+    ("values", "shaded", "name"), [(np.zeros(4), [False] * 3, "f"), (np.zeros(3), [True], "shaded")]
+)
+def test_traces_need_a_value_for_each_label(values, shaded, name):
+    with pytest.raises(ValueError, match=rf"{name} has the shape .* there are 3 labels"):
+        plot_traces({"": {"f": values}}, list("abc"), shaded, "")
 
 
 def test_seeds_are_dots_and_their_median_a_line():

@@ -192,8 +192,8 @@ class AuditScore(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Count ``claims.yml``."""
         verdicts = [claim.verdict for claim in claims().values()]
-        parts = [f"{verdicts.count(v)} {VERDICT_LABELS[v]}" for v in EXPLAINED_BY if v in verdicts]
-        return [nodes.paragraph("", "", nodes.strong(text=f"{len(verdicts)} claims: {', '.join(parts)}."))]
+        parts = [f"{VERDICT_LABELS[v]} {verdicts.count(v)}" for v in EXPLAINED_BY if v in verdicts]
+        return [nodes.paragraph("", "", nodes.strong(text=f"{len(verdicts)} claims: {' · '.join(parts)}"))]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
