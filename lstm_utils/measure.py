@@ -26,7 +26,10 @@ def resolve_device(device: str) -> torch.device:
     if not present.get(kind, False):
         here = ", ".join(name for name, is_here in present.items() if is_here)
         raise ValueError(f"device {device!r} is not available here; use 'auto' or one of: {here}")
-    return torch.device(device)
+    found = torch.device(device)
+    if kind == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not available here; there are {torch.cuda.device_count()} CUDA devices")
+    return found
 
 
 @dataclass(frozen=True)

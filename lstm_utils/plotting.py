@@ -38,8 +38,8 @@ def plot_traces(
     """
     steps = np.arange(len(labels))
     for name, values in [("shaded", shaded), *(item for series in panels.values() for item in series.items())]:
-        if np.shape(values) != steps.shape:
-            raise ValueError(f"{name} has the shape {np.shape(values)}, and there are {len(labels)} labels")
+        if (shape := np.asarray(values).shape) != steps.shape:
+            raise ValueError(f"{name} has the shape {shape}, and there are {len(labels)} labels")
     figure, axes = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.6, 0.9 + 1.35 * len(panels)))
     for axis, (label, series) in zip(axes[:, 0], panels.items(), strict=True):
         for step in steps[np.asarray(shaded, dtype=bool)]:

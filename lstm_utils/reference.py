@@ -43,8 +43,8 @@ class ReferenceLSTM(nn.Module):
     """A readable ``nn.LSTM``: same constructor, ``state_dict`` keys, attributes, forward and output types.
 
     Takes what ``nn.LSTM`` takes: 2-D (unbatched), 3-D or packed input, initial states or none, layers, directions,
-    projection, dropout between layers. The input's share of the gates is computed for all steps at once, so that the
-    loop over time holds only what depends on the step before.
+    projection, dropout between layers; ``torch.autocast`` alone is not followed. The input's share of the gates is
+    computed for all steps at once, so that the loop over time holds only what depends on the step before.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size: see ``LSTMSpec``.
@@ -54,6 +54,7 @@ class ReferenceLSTM(nn.Module):
         TypeError, ValueError: from ``LSTMSpec``, on arguments that ``nn.LSTM`` cannot use.
     """
 
+    mode = "LSTM"
     input_size: int
     hidden_size: int
     num_layers: int
@@ -125,8 +126,8 @@ class ReferenceLSTM(nn.Module):
             output, of the input's type, and (h_n, c_n): shapes as ``self.spec.shapes`` gives them.
 
         Raises:
-            ValueError: the input is neither 2-D nor 3-D, has no rows or no steps, or its dtype is not the weights'.
-            RuntimeError: the input's width or a state's shape does not fit.
+            ValueError: the input is neither 2-D nor 3-D, or its dtype is not the weights'.
+            RuntimeError: the input has no steps, or its width or a state's shape does not fit.
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
@@ -206,6 +207,8 @@ class ReferenceLSTM(nn.Module):
             raise ValueError(f"the input is {x.dtype} and the weights are {dtype}; convert one of them with .to()")
         if x.shape[-1] != self.input_size:
             raise RuntimeError(f"the input has {x.shape[-1]} features a step, and input_size is {self.input_size}")
+        if seq_len == 0:
+            raise RuntimeError(f"the input has no steps: its shape is {tuple(x.shape)}")
         expected = self.spec.shapes(seq_len, batch_size)
         if hx is None:
             return

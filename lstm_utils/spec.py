@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+# describe() lists the tensors of so many layers; those above repeat the last one's shapes.
+SHOWN_LAYERS = 8
 
 
 class LSTMShapes(NamedTuple):
@@ -124,9 +127,11 @@ class LSTMSpec:
 
     def shapes(self, seq_len: int, batch_size: int | None = None) -> LSTMShapes:
         """Shapes of one call on ``seq_len`` steps; ``batch_size=None`` is the unbatched, two-dimensional input."""
-        for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        for name, value, least in (("seq_len", seq_len, 1), ("batch_size", batch_size, 0)):
+            if value is None and name == "batch_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if batch_size is None:
             lead: tuple[int, ...] = (seq_len,)
         else:
@@ -190,9 +195,11 @@ class LSTMSpec:
         given = ", ".join(f"{name}={value!r}" for name, value in self.as_dict().items() if value != defaults[name])
         lines = [f"nn.LSTM({given})", ""]
         lines += [f"  {name:<7}{shape}" for name, shape in self.shapes(seq_len, batch_size)._asdict().items()]
-        rows = self.parameter_shapes()
+        rows = replace(self, num_layers=min(self.num_layers, SHOWN_LAYERS)).parameter_shapes()
         width = max(len(name) for name in rows)
         lines += ["", *(f"  {name:<{width}}  {shape!s:<14}{math.prod(shape):>14,}" for name, shape in rows.items())]
+        if (hidden := self.num_layers - SHOWN_LAYERS) > 0:
+            lines.append(f"  … and {hidden:,} more layers, each with the shapes of layer {SHOWN_LAYERS - 1}")
         flops = self.flops(seq_len, batch_size or 1)
         lines += [
             "",

@@ -47,7 +47,7 @@ DAMAGES = {
     "another host": lambda html: edit(
         html, "book/index", "</head>", '<script src="https://x.org/x.js"></script></head>'
     ),
-    "a figure without alt": lambda html: edit(html, "book/index", 'alt="Three heat maps', 'title="Three heat maps'),
+    "a figure without alt": lambda html: edit(html, "book/index", 'alt="Three panels', 'title="Three panels'),
 }
 
 

@@ -90,9 +90,10 @@ def test_the_theme_switches(visit):
 
 
 def test_figures_are_inverted_in_the_dark(visit):
-    of_figure = "getComputedStyle(document.querySelector('article figure img')).filter"
-    assert visit("book/index", "light").evaluate(of_figure) == "none"
-    assert "invert(1)" in visit("book/index", "dark").evaluate(of_figure)
+    for name, selector in (("book/index", "figure img"), ("notebooks/02_input_and_hidden_size", ".cell_output img")):
+        of_figure = f"getComputedStyle(document.querySelector('article {selector}')).filter"
+        assert visit(name, "light").evaluate(of_figure) == "none"
+        assert "invert(1)" in visit(name, "dark").evaluate(of_figure)
 
 
 def test_search_finds_a_chapter(visit):

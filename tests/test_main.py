@@ -44,7 +44,7 @@ def test_memory_is_that_of_the_dtype(name, capsys):
         (("--dropout", "nan"), "dropout must lie from 0 to 1, got nan"),
         (("--proj-size", "64"), "proj_size must be smaller than hidden_size (64), got 64; 0 means no projection"),
         (("--seq-len", "0"), "seq_len must be an int of at least 1, got 0"),
-        (("--batch-size", "-1"), "batch_size must be an int of at least 1, got -1"),
+        (("--batch-size", "-1"), "batch_size must be an int of at least 0, got -1"),
     ],
 )
 def test_what_nn_lstm_refuses_ends_with_status_2_and_the_message(flags, message, capsys):

@@ -19,6 +19,7 @@ def present(monkeypatch):
 
     def pretend(*devices):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in devices)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if "cuda" in devices else 0)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in devices)
 
     return pretend
@@ -55,6 +56,12 @@ def test_an_absent_device_is_refused_with_those_present(present, devices, name, 
     present(*devices)
     with pytest.raises(ValueError, match=f"^device '{name}' is not available here; use 'auto' or one of: {here}$"):
         resolve_device(name)
+
+
+def test_a_device_number_that_is_not_there_is_refused(present):
+    present("cuda")
+    with pytest.raises(ValueError, match=r"^device 'cuda:2' is not available here; there are 2 CUDA devices$"):
+        resolve_device("cuda:2")
 
 
 # Hardware --------------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def packed(enforce_sorted, **changes):
 
 DTYPE = r"the input is torch.float32 and the weights are torch.float64; convert one of them with .to\(\)"
 WIDTH = "the input has 2 features a step, and input_size is 3"
-EMPTY = "seq_len must be an int of at least 1, got 0"
+EMPTY = r"the input has no steps: its shape is \(0, "
 REFUSED = {  # on a float64 LSTM(3, 4, num_layers=2, proj_size=1): input, hx, error, message, whether nn.LSTM agrees
     "1-D input": (x(3), None, ValueError, r"2-D \(unbatched\) or 3-D input, got shape \(3,\)", True),
     "4-D input": (x(1, 5, 2, 3), None, ValueError, r"3-D input, got shape \(1, 5, 2, 3\)", True),
@@ -276,9 +276,8 @@ REFUSED = {  # on a float64 LSTM(3, 4, num_layers=2, proj_size=1): input, hx, er
     "width": (x(5, 2, 2), None, RuntimeError, WIDTH, True),
     "width, unbatched": (x(5, 2), None, RuntimeError, WIDTH, True),
     "width, packed": (packed(False, width=2), None, RuntimeError, WIDTH, True),
-    "no steps": (x(0, 2, 3), None, ValueError, EMPTY, False),
-    "no steps, unbatched": (x(0, 3), None, ValueError, EMPTY, False),
-    "no rows": (x(5, 0, 3), None, ValueError, "batch_size must be an int of at least 1, got 0", False),
+    "no steps": (x(0, 2, 3), None, RuntimeError, EMPTY, True),
+    "no steps, unbatched": (x(0, 3), None, RuntimeError, EMPTY, True),
     "h_0 as c_0": (
         x(5, 2, 3),
         states((2, 2, 4), (2, 2, 4)),
@@ -359,3 +358,13 @@ def test_states_are_never_batch_first():
 def test_arguments_are_refused_as_by_the_spec(arguments, error, message):
     with pytest.raises(error, match=message):
         ReferenceLSTM(**{"input_size": 3, "hidden_size": 4} | arguments)
+
+
+def test_a_batch_of_no_rows_is_computed_as_by_torch():
+    for output, (h_n, c_n) in (module(x(5, 0, 3)) for module in pair(LSTMSpec(3, 4, num_layers=2, proj_size=1))):
+        assert [tuple(tensor.shape) for tensor in (output, h_n, c_n)] == [(5, 0, 1), (2, 0, 1), (2, 0, 4)]
+
+
+def test_it_says_what_it_is_as_torch_does():
+    original, reference = pair(LSTMSpec(3, 4))
+    assert reference.mode == original.mode == "LSTM"

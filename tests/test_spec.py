@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_utils import LSTMSpec, ReferenceLSTM
 
-batch_sizes = st.one_of(st.none(), st.integers(1, 5))
+batch_sizes = st.one_of(st.none(), st.integers(0, 5))
 
 
 @examples["many"]
@@ -55,13 +55,27 @@ def test_initial_states_have_the_shapes_of_the_final_ones(spec, seq_len, batch_s
     assert build(spec, dtype=torch.float64)(x, (h_0, c_0))[0].shape == shapes.output
 
 
-@pytest.mark.parametrize("name", ["seq_len", "batch_size"])
-@pytest.mark.parametrize("value", [0, -1, 2.0, "2", True])
-def test_shapes_and_flops_refuse_sizes_that_no_call_has(name, value):
+@pytest.mark.parametrize(("name", "least"), [("seq_len", 1), ("batch_size", 0)])
+@pytest.mark.parametrize("value", [-1, 2.0, "2", True])
+def test_shapes_and_flops_refuse_sizes_that_no_call_has(name, value, least):
     sizes = {"seq_len": 5, "batch_size": 3, name: value}
     for method in (LSTMSpec(2, 3).shapes, LSTMSpec(2, 3).flops):
-        with pytest.raises(ValueError, match=f"{name} must be an int of at least 1, got {value!r}"):
+        with pytest.raises(ValueError, match=f"{name} must be an int of at least {least}, got {value!r}"):
             method(**sizes)
+
+
+@pytest.mark.parametrize("value", [0, None])
+def test_a_call_has_at_least_one_step(value):
+    with pytest.raises(ValueError, match=f"seq_len must be an int of at least 1, got {value}"):
+        LSTMSpec(2, 3).shapes(value)
+
+
+def test_a_deep_stack_is_described_in_a_few_lines():
+    text = LSTMSpec(2, 3, num_layers=10**9).describe()
+    assert "weight_ih_l7" in text
+    assert "weight_ih_l8" not in text
+    assert "… and 999,999,992 more layers, each with the shapes of layer 7" in text
+    assert "more layers" not in LSTMSpec(2, 3, num_layers=8).describe()
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, ReferenceLSTM])

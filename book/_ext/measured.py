@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from base64 import b64decode
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.utils.math import pick_math_environment
@@ -20,6 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import lstm_utils
 from lstm_utils.claims import EXPLAINED_BY, claims
+from lstm_utils.measure import hardware, resolve_device
 
 VERDICT_LABELS = {
     "holds": "holds",
@@ -47,7 +49,9 @@ def silence_thebe(app: Sphinx, _: Any) -> None:
 
 def helpers_digest() -> str:
     """Fingerprint of everything besides its own cells that a notebook's output depends on."""
-    digest = hashlib.sha256(torch.__version__.encode())
+    digest = hashlib.sha256(str(hardware(resolve_device("auto"))).encode())
+    for distribution in ("numpy", "matplotlib", "myst-nb"):
+        digest.update(version(distribution).encode())
     for path in sorted(Path(lstm_utils.__file__).parent.iterdir()):
         if path.suffix in {".py", ".yml", ".mplstyle"}:
             digest.update(path.name.encode() + path.read_bytes())
@@ -55,16 +59,16 @@ def helpers_digest() -> str:
 
 
 def separate_cache(app: Sphinx, config: Any) -> None:
-    """Keep a cache a state of the helpers: the cache itself compares nothing but a notebook's cells."""
-    config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / helpers_digest())
+    """Keep one cache, for this machine and these helpers: the cache itself compares nothing but a notebook's cells.
 
-
-def outdated_notebooks(_: Sphinx, env: Any, *_changes: Any) -> list[str]:
-    """Notebooks that Sphinx must read again because a helper, and not their own file, changed."""
-    digest = helpers_digest()
-    changed = getattr(env, "helpers_digest", None) not in (None, digest)
-    env.helpers_digest = digest
-    return [name for name in env.found_docs if name.startswith("notebooks/") or name == "book/audit"] if changed else []
+    Sphinx reads every page again when the path changes.
+    """
+    caches = Path(app.outdir).parent / ".jupyter_cache"
+    current = caches / helpers_digest()
+    for outdated in caches.glob("*"):
+        if outdated != current:
+            shutil.rmtree(outdated)
+    config.nb_execution_cache_path = str(current)
 
 
 # --- math ------------------------------------------------------------------------------------------------------------
@@ -135,7 +139,6 @@ class AuditTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Render ``claims.yml``."""
-        self.env.note_dependency(str(Path(lstm_utils.__file__).parent / "claims.yml"))
         verdicts = [claim.verdict for claim in claims().values()]
         choices = [(v, VERDICT_LABELS[v], verdicts.count(v)) for v in EXPLAINED_BY if v in verdicts]
         radios = (
@@ -200,7 +203,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the parts."""
     app.connect("config-inited", silence_thebe)
     app.connect("config-inited", separate_cache)
-    app.connect("env-get-outdated", outdated_notebooks)
     app.connect("doctree-read", anchor_audit_cells)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
     app.connect("doctree-resolved", finish_glued_figures)
