@@ -225,8 +225,11 @@ def page_problems(path: Path, soup: BeautifulSoup, soups: Mapping[Path, Beautifu
         yield f"weighs {weight:,} bytes"
     for element, attribute in (("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src")):
         for node in soup.find_all(element, {attribute: True}):
-            if urlsplit(str(node[attribute])).netloc and "canonical" not in node.get("rel", []):
+            parts = urlsplit(str(node[attribute]))
+            if parts.netloc and "canonical" not in node.get("rel", []):
                 yield f"fetches {node[attribute]} from another host"
+            elif not parts.scheme and not (path.parent / unquote(parts.path)).is_file():
+                yield f"fetches {node[attribute]}, which is not there"
     for script in soup.find_all("script", src=False):
         if address := re.search(r"https?://[^\s\"']+", script.get_text()):
             yield f"has a script that names {address.group()}"

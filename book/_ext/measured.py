@@ -42,6 +42,7 @@ def silence_thebe(app: Sphinx, _: Any) -> None:
         listeners[:] = [
             listener for listener in listeners if not listener.handler.__module__.startswith("sphinx_thebe")
         ]
+    app.registry.css_files[:] = [entry for entry in app.registry.css_files if entry[0] != "sphinx-thebe.css"]
 
 
 # --- caching ---------------------------------------------------------------------------------------------------------
