@@ -37,7 +37,7 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/mypy
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
 
 notebooks: $(STAMP) ## run every notebook in place and keep its outputs
 	@mkdir -p _build/notebooks
