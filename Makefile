@@ -44,6 +44,7 @@ notebooks: $(STAMP) ## run every notebook in place and keep its outputs
 	@for notebook in $(NOTEBOOKS); do \
 		echo "$$notebook"; run=_build/$$notebook; \
 		$(BIN)/papermill --cwd notebooks --kernel python3 $$notebook $$run && \
+		$(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --inplace --coalesce-streams $$run && \
 		$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 			--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version" $$run && \
 		mv $$run $$notebook || exit 1; \

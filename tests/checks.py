@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -91,6 +92,8 @@ def run_problems(code: list[NotebookNode]) -> Iterable[str]:
         for output in cell.outputs:
             if output.output_type == "error" or output.get("name") == "stderr":
                 yield f"{at} stores an error or a warning"
+        if any(first.get("name") == second.get("name") == "stdout" for first, second in pairwise(cell.outputs)):
+            yield f"{at} stores what it printed in pieces, which the next run would cut elsewhere: `make notebooks`"
 
 
 def setup_problems(code: list[NotebookNode]) -> Iterable[str]:

@@ -82,6 +82,11 @@ def store_warning(notebook):
     code_cells(notebook)[-1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="a warning"))
 
 
+def split_output(notebook):
+    cell = next(cell for cell in code_cells(notebook) if printed(cell))
+    cell.outputs.insert(0, nbformat.v4.new_output("stream", name="stdout", text="a piece "))
+
+
 def fail_check(notebook):
     cell = next(cell for cell in code_cells(notebook) if "check" in tags(cell))
     cell.outputs[0].text = "Not yet"
@@ -93,7 +98,7 @@ def drop_recap(notebook):
 
 DAMAGES = [
     strip_counts, drop_question, drop_parameter, compute_parameter, ignore_everything, drop_solution, drop_alt,
-    store_error, store_warning, fail_check, drop_recap,
+    store_error, store_warning, split_output, fail_check, drop_recap,
 ]  # fmt: skip
 
 
