@@ -1,0 +1,54 @@
+"""Connectionist temporal classification: what can be wrong with the arguments of its loss."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lstm_utils.findings import Case, Diagnosis
+from lstm_utils.sequences import Lengths
+
+
+def diagnose_ctc(
+    log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths, blank: int = 0
+) -> Diagnosis:
+    """Look for P22 in the arguments of ``nn.CTCLoss``: what gives inf, a negative loss, or a meaningless one.
+
+    Args:
+        log_probs: what the loss is given, (T, N, C).
+        targets: labels, padded (N, S), or all in one row (sum of the lengths,).
+        input_lengths: frames of each sample, N integers.
+        target_lengths: labels of each sample, N integers.
+        blank: the label of the blank.
+
+    Raises:
+        ValueError: the shapes do not fit one another.
+    """
+    case = Case(nn.Identity(), None)
+    frames, labels = (torch.as_tensor(lengths).tolist() for lengths in (input_lengths, target_lengths))
+    if log_probs.dim() != 3 or not len(frames) == len(labels) == log_probs.shape[1] or targets.dim() not in (1, 2):
+        raise ValueError(
+            f"expected log_probs (T, N, C), targets (N, S) or (sum,) and N lengths of each kind; got "
+            f"{tuple(log_probs.shape)}, {tuple(targets.shape)}, {len(frames)} and {len(labels)}"
+        )
+    flat = targets.tolist()
+    if targets.dim() == 1:
+        rows = [flat[end - count : end] for end, count in zip(accumulate(labels), labels, strict=True)]
+    else:
+        rows = [row[:count] for row, count in zip(flat, labels, strict=True)]
+    total = log_probs.detach().double().logsumexp(-1).flatten()
+    if bool((total.abs() > 1e-3).any()):
+        worst = math.exp(total[total.abs().argmax()].item())
+        case.found("P22", f"no log-probabilities: the classes of a frame sum to {worst:.3g}, not to 1")
+    for number, (row, available) in enumerate(zip(rows, frames, strict=True)):
+        repeats = sum(left == right for left, right in pairwise(row))
+        needed = len(row) + repeats
+        if needed > available:
+            reason = f"{len(row)} labels and {repeats} blanks between equal neighbours"
+            case.found("P22", f"sample {number} has {available} frames and needs {needed}: {reason}")
+        if blank in row:
+            case.found("P22", f"the target of sample {number} contains {blank}, the blank")
+    return case.diagnosis()
