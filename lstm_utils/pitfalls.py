@@ -35,7 +35,8 @@ class Symptom:
 
     def _repr_markdown_(self) -> str:
         pitfall = self.pitfall
-        seen = textwrap.fill(self.seen, 96, break_long_words=False, break_on_hyphens=False)
+        lines = self.seen.splitlines()
+        seen = "\n".join(textwrap.fill(line, 92, break_long_words=False, break_on_hyphens=False) for line in lines)
         parts = [f"```text\n{seen}\n```"]
         labels = {"In silence": pitfall.silent, "Cause": pitfall.cause, "Cure": pitfall.cure}
         labels |= {"Not found by `diagnose`": pitfall.undetected, "Not executed here": pitfall.unexecuted}
@@ -66,25 +67,47 @@ class Pitfall:
     undetected: str = ""
     unexecuted: str = ""
 
-    def expect(self, seen: str | Diagnosis) -> Symptom:
+    def expect(self, *seen: str | Diagnosis) -> Symptom:
         """Hold what was seen against the record, and return it for display.
 
         Args:
-            seen: the text of an error or a warning, or what ``diagnose`` returned.
+            seen: texts of errors or warnings, or what ``diagnose`` returned; one or several.
 
         Raises:
-            PitfallError: no recorded message stands in the text, or the diagnosis does not name this pitfall.
+            PitfallError: in one of the texts no recorded message stands, or a diagnosis does not name this pitfall.
         """
-        if isinstance(seen, str):
-            if not any(message in seen for message in self.messages):
+        lines = []
+        for one in seen:
+            if not isinstance(one, str):
+                lines += self._findings(one)
+            elif any(message in one for message in self.messages):
+                lines.append(one)
+            else:
                 recorded = " | ".join(self.messages) or "nothing"
-                raise PitfallError(f"{self.id} is recorded as saying {recorded}; now it says: {seen}")
-            return Symptom(self, seen)
-        found = [finding for finding in seen.findings if finding.pitfall == self.id]
+                raise PitfallError(f"{self.id} is recorded as saying {recorded}; now it says: {one}")
+        return Symptom(self, "\n".join(lines))
+
+    def _findings(self, diagnosis: Diagnosis) -> list[str]:
+        found = [f"diagnose, {f.severity}: {f.seen}" for f in diagnosis.findings if f.pitfall == self.id]
         if not found:
-            others = ", ".join(finding.pitfall for finding in seen.findings) or "nothing"
-            raise PitfallError(f"diagnose did not find {self.id} here; it found {others}")
-        return Symptom(self, "\n".join(f"diagnose, {finding.severity}: {finding.seen}" for finding in found))
+            raise PitfallError(
+                f"diagnose did not find {self.id} here; it found {', '.join(diagnosis.ids) or 'nothing'}"
+            )
+        return found
+
+    def happens(self, condition: bool, seen: str) -> Symptom:
+        """Hold a measurement against a pitfall that neither torch nor ``diagnose`` reports, and return it for display.
+
+        Args:
+            condition: whether the pitfall happened in this run.
+            seen: the measurement, in words.
+
+        Raises:
+            PitfallError: it did not happen, or no silent case is recorded.
+        """
+        if not (condition and self.silent):
+            raise PitfallError(f"{self.id} is recorded as silent: {self.silent or 'never'}; now: {seen}")
+        return Symptom(self, seen)
 
     def show(self) -> Symptom:
         """The record for display, where nothing can be run.

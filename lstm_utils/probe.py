@@ -55,9 +55,9 @@ class LSTMCall:
 
     def steps_read(self, result: Tensor) -> Tensor | None:
         """Which entries of the output the sum of ``result`` depends on: bool (N, T, width), or None if on none."""
-        if not result.requires_grad:
-            return None
         raw = self.raw.data if isinstance(self.raw, PackedSequence) else self.raw
+        if not (result.requires_grad and raw.requires_grad):  # a reentrant checkpoint takes it from what it returns
+            return None
         (gradient,) = torch.autograd.grad(result.sum(), raw, retain_graph=True, allow_unused=True)
         return None if gradient is None else self.gradient(gradient) != 0
 

@@ -1,0 +1,245 @@
+"""Sequences of different lengths in one batch: masks, packed runs, last steps, masked means and bucketed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.data import Sampler
+
+from lstm_utils.reference import ReferenceLSTM, States
+
+Lengths = Tensor | Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+def valid_mask(lengths: Lengths, seq_len: int | None = None, *, batch_first: bool) -> Tensor:
+    """Which steps of a padded batch are real.
+
+    True marks a real step. (The ``key_padding_mask`` of PyTorch's attention says the opposite: True is padding.)
+
+    Args:
+        lengths: real steps of each sequence, N integers of at least 1.
+        seq_len: T, the steps of the padded batch; the longest length when left out.
+        batch_first: the layout of the batch that the mask is for.
+
+    Returns:
+        a bool tensor, (N, T) with ``batch_first``, else (T, N), on the device of the lengths.
+
+    Raises:
+        TypeError: the lengths are no integers.
+        ValueError: a length lies outside 1 to T, or there are none.
+    """
+    steps = _in_range(_integers(lengths), seq_len)
+    valid = torch.arange(int(steps.max()) if seq_len is None else seq_len, device=steps.device) < steps[:, None]
+    return valid if batch_first else valid.T
+
+
+def run_packed(
+    lstm: nn.LSTM | ReferenceLSTM, x: Tensor, lengths: Lengths, hx: States | None = None
+) -> tuple[Tensor, States]:
+    """Run an LSTM over a padded batch as if every sequence were alone: pack, run, pad again.
+
+    Args:
+        lstm: its ``batch_first`` says how ``x`` is laid out.
+        x: the padded batch, (N, T, I) with ``batch_first``, else (T, N, I). What stands in the padding is never read.
+        lengths: real steps of each sequence, N integers from 1 to T in any order, on any device.
+        hx: (h_0, c_0), as ``lstm`` takes them; zeros when left out.
+
+    Returns:
+        output, padded with zeros to all T steps of ``x`` and in its layout, and (h_n, c_n), each row the state after
+        that sequence's own last step (in the reverse direction: its first). Rows are in the order of ``x``.
+
+    Raises:
+        TypeError: the lengths are no integers.
+        ValueError: ``x`` is not 3-D, a length lies outside 1 to T, or the lengths or states are not N.
+
+    Source: ``torch.nn.utils.rnn.pack_padded_sequence`` and ``pad_packed_sequence``, in PyTorch's documentation.
+    """
+    seq_len, steps = _steps_of(x, lengths, lstm.batch_first)
+    for name, state in zip(("h_0", "c_0"), () if hx is None else hx, strict=False):
+        # A packed nn.LSTM given the states of a larger batch takes some of them and goes on.
+        if state.dim() != 3 or state.shape[1] != len(steps):
+            shape = f"(D·layers, {len(steps)}, width), whatever batch_first says"
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
+    # Lengths steer the packing from the CPU; without enforce_sorted=False, rows would have to come longest first.
+    packed = pack_padded_sequence(x, steps.cpu(), lstm.batch_first, enforce_sorted=False)
+    output, (h_n, c_n) = lstm(packed, hx)
+    # Without total_length, T would shrink to the longest length, and targets or masks of T steps would not fit.
+    padded, _ = pad_packed_sequence(output, lstm.batch_first, total_length=seq_len)
+    return padded, (h_n, c_n)
+
+
+def last_valid_step(output: Tensor, lengths: Lengths, *, batch_first: bool, bidirectional: bool) -> Tensor:
+    """The step at which an LSTM's output has seen the whole sequence: the last real one, of each row.
+
+    In the reverse direction that is step 0. After :func:`run_packed` the result equals ``h_n[-1]``, and with two
+    directions ``torch.cat([h_n[-2], h_n[-1]], dim=1)``. In a run over padding only the forward half is right: the
+    reverse half has read the padding first.
+
+    Args:
+        output: (N, T, D·H_out) with ``batch_first``, else (T, N, D·H_out).
+        lengths: real steps of each sequence, N integers from 1 to T.
+        batch_first: as the LSTM was built.
+        bidirectional: as the LSTM was built.
+
+    Returns:
+        (N, D·H_out), the forward half first.
+
+    Raises:
+        TypeError: the lengths are no integers.
+        ValueError: ``output`` is not 3-D or cannot be split in two directions, a length lies outside 1 to T, or the
+            lengths are not N.
+    """
+    steps = _steps_of(output, lengths, batch_first)[1].to(output.device)
+    width = output.shape[2]
+    if bidirectional and width % 2:
+        raise ValueError(f"two directions have an even width together, got an output of width {width}")
+    time_first = output.transpose(0, 1) if batch_first else output
+    last = time_first[steps - 1, torch.arange(len(steps), device=output.device)]
+    if not bidirectional:
+        return last
+    return torch.cat([last[:, : width // 2], time_first[0, :, width // 2 :]], dim=1)
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """The mean over real steps: a loss that padding cannot move, or mean-pooled outputs.
+
+    What stands at padded steps has no influence, even if it is nan or inf, and its gradient is exactly zero. (If the
+    operation *before* has an infinite slope there, 0 · inf is nan all the same: pad with harmless values.)
+
+    Args:
+        values: one value a step, shaped as the mask, or several: (N, T, …) or (T, N, …).
+        mask: bool, True at real steps, from :func:`valid_mask`.
+        dim: the dimension of the steps, for one mean a sequence; all real steps count alike when left out.
+
+    Returns:
+        a scalar, or with ``dim`` the values' shape without that dimension.
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: the mask does not fit the values, or leaves nothing to average over.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask must be bool, True at real steps, got {mask.dtype}; valid_mask makes one")
+    if values.shape[: mask.dim()] != mask.shape:
+        shapes = f"a mask of shape {tuple(mask.shape)} and values of shape {tuple(values.shape)}"
+        raise ValueError(f"the mask must be shaped as the leading dimensions of the values, got {shapes}")
+    mask = mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim())).expand_as(values).to(values.device)
+    count = mask.sum(dim)
+    if not bool(count.all()):
+        raise ValueError(f"the mask leaves no real step to average over: {tuple(mask.shape)}, {int(mask.sum())} True")
+    # Not values * mask, where nan * 0 is nan.
+    return torch.where(mask, values, 0).sum(dim) / count
+
+
+class LengthBucketSampler(Sampler[list[int]]):
+    """Batches of sequences of similar length, for ``DataLoader(dataset, batch_sampler=...)``.
+
+    Every epoch shuffles all samples, cuts them into pools, sorts each pool by length, cuts it into batches, and
+    shuffles the batches. So a sample meets other companions every time, and there is never more padding than in the
+    same shuffled order cut straight into batches. What does not fill a batch is chosen by the shuffle, not by length.
+
+    The order depends on the seed and the epoch alone, not on global random state nor on the loader's workers. Each
+    pass is one epoch and moves ``epoch`` on by one, so nothing need be called between epochs. To resume a training,
+    store ``sampler.epoch`` and give it to ``set_epoch``. For one process: it does not split among ranks.
+
+    Args:
+        lengths: steps of each sample of the dataset, integers of at least 1.
+        batch_size: samples in a batch.
+        batches_per_pool: 1 is an ordinary shuffle; the larger, the less padding and the less chance in a batch.
+        drop_last: leave out the samples that do not fill a batch, others in each epoch.
+        seed: a non-negative integer.
+
+    Raises:
+        TypeError: the lengths are no integers.
+        ValueError: a length or another argument is out of range, or ``drop_last`` would leave no batch.
+    """
+
+    def __init__(
+        self, lengths: Lengths, batch_size: int, *, batches_per_pool: int = 50, drop_last: bool = False, seed: int = 0
+    ) -> None:
+        self.lengths: npt.NDArray[np.int64] = _in_range(_integers(lengths)).cpu().numpy().copy()
+        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.batches_per_pool = _at_least("batches_per_pool", batches_per_pool, 1)
+        self.drop_last = drop_last
+        self.seed = _at_least("seed", seed, 0)
+        self.epoch = 0
+        if not len(self):
+            size = f"{len(self.lengths)} samples are fewer than batch_size {batch_size}"
+            raise ValueError(f"{size}, so drop_last=True would leave no batch; use drop_last=False or smaller batches")
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.lengths), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that of the given epoch, counted from 0."""
+        self.epoch = _at_least("epoch", epoch, 0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of the current epoch, each a list of indices; drawing the first moves on to the next epoch."""
+        # A generator, since a loader with workers also calls iter() for an iterator that it never draws from.
+        random = np.random.default_rng((self.seed, self.epoch))  # seed + epoch would give seed 1 the epochs of seed 0
+        self.epoch += 1
+        order = random.permutation(len(self.lengths))
+        whole, rest = np.split(order, [len(order) // self.batch_size * self.batch_size])
+        pool_size = self.batches_per_pool * self.batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(whole), pool_size):
+            pool = whole[start : start + pool_size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]  # equal lengths stay in shuffled order
+            batches += pool.reshape(-1, self.batch_size).tolist()
+        if len(rest) and not self.drop_last:
+            batches.append(rest.tolist())
+        for at in random.permutation(len(batches)):
+            yield batches[at]
+
+
+def _at_least(name: str, value: int, minimum: int) -> int:
+    """The value, refused when it is no integer or too small."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def _integers(lengths: Lengths) -> Tensor:
+    """The lengths as an int64 tensor of one dimension, refused when they are nothing of the kind."""
+    try:
+        found = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(lengths).__name__
+        raise TypeError(f"lengths must be integers, one for each sequence, got a {kind}: {error}") from error
+    if found.dim() != 1 or not len(found):
+        raise ValueError(f"lengths must be one integer for each sequence, got the shape {tuple(found.shape)}")
+    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+        raise TypeError(f"lengths must be integers, got {found.dtype}; convert them where they are measured")
+    return found.to(torch.int64)
+
+
+def _in_range(steps: Tensor, seq_len: int | None = None) -> Tensor:
+    """The lengths, refused when one lies outside 1 to ``seq_len``."""
+    if bool((short := steps < 1).any()):
+        row, cure = int(short.nonzero()[0]), "drop empty sequences, or give each one step of padding and length 1"
+        raise ValueError(f"lengths must be at least 1, got {int(steps[row])} in row {row}; {cure}")
+    if seq_len is not None and bool((long := steps > seq_len).any()):
+        row, cure = int(long.nonzero()[0]), "measure lengths after sequences are cut, not before"
+        raise ValueError(f"lengths must be at most T = {seq_len}, got {int(steps[row])} in row {row}; {cure}")
+    return steps
+
+
+def _steps_of(batch: Tensor, lengths: Lengths, batch_first: bool) -> tuple[int, Tensor]:
+    """T of a padded batch and the lengths of its rows, refused when they do not fit it."""
+    layout = f"{'(N, T, width)' if batch_first else '(T, N, width)'}, as batch_first={batch_first} has it"
+    if batch.dim() != 3:
+        raise ValueError(f"expected a padded batch of shape {layout}, got {tuple(batch.shape)}")
+    rows, seq_len = (batch.shape[0], batch.shape[1]) if batch_first else (batch.shape[1], batch.shape[0])
+    if (steps := _integers(lengths)).numel() != rows:
+        read = f"the batch of shape {tuple(batch.shape)} was read as {layout}"
+        raise ValueError(f"expected one length for each of the N = {rows} rows, got {steps.numel()}; {read}")
+    return seq_len, _in_range(steps, seq_len)
