@@ -18,9 +18,9 @@ def test_all_claims_of_the_guide_are_listed():
     assert [claim.id for claim in claims().values() if claim.verdict == "not-testable"] == ["G41"]
 
 
-def test_part_one_is_settled():
-    settled = {claim.id for claim in claims().values() if claim.verdict not in ("open", "not-testable")}
-    assert settled >= {"G01", "G02", "G03", "G05", "G06", "G07", "G08", "G09", "G10"}
+def test_parts_one_and_two_are_settled():
+    unsettled = {claim.id for claim in claims().values() if claim.verdict in ("open", "not-testable")}
+    assert unsettled.isdisjoint(f"G{number:02}" for number in range(1, 24) if number not in (4, 11, 12))
 
 
 @pytest.mark.parametrize(
