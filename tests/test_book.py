@@ -10,6 +10,7 @@ from bs4 import BeautifulSoup
 from checks import GENERATED, HTML, NOTEBOOKS, ROOT, book_problems, toc_pages
 
 from lstm_utils.claims import claims
+from lstm_utils.pitfalls import pitfalls
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,6 +80,30 @@ def test_the_audit_page_shows_every_claim_and_leads_to_its_cell():
         chapter, _, anchor = links[0].partition("#")
         cell = page(f"notebooks/{Path(chapter).stem}").find(id=anchor)
         assert f'audit("{claim.id}")' in cell.get_text()
+
+
+def test_the_error_index_lists_every_pitfall_and_leads_to_its_cell():
+    rows = page("book/errors").select("table.pitfalls tbody tr")
+    assert [row["id"] for row in rows] == [known.id.lower() for known in pitfalls().values()]
+    for row, known in zip(rows, pitfalls().values(), strict=True):
+        assert tuple(code.get_text() for code in row.select(".pitfall-message code")) == known.messages
+        text = " ".join(row.get_text().replace("’", "'").split())
+        for part in (known.title, known.silent, known.cause, known.cure, known.undetected, known.unexecuted):
+            assert part.replace("`", "") in text
+        assert ("Silent:" in text, "Not executed here:" in text) == (bool(known.silent), bool(known.unexecuted))
+        assert ("Found by diagnose" in text, "Beyond diagnose:" in text) == (
+            not known.undetected,
+            bool(known.undetected),
+        )
+        chapter, _, anchor = row.select_one("a")["href"].partition("#")
+        cell = page(f"notebooks/{Path(chapter).stem}").find(id=anchor)
+        assert "cell" in cell["class"]
+        assert f'pitfall("{known.id}")' in cell.get_text()
+
+
+def test_no_other_page_loads_the_script_of_the_error_index():
+    loading = [name for name in toc_pages() if page(name).select("script[src*='pitfalls.js']")]
+    assert loading == ["book/errors"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

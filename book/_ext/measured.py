@@ -124,15 +124,15 @@ def finish_glued_figures(app: Sphinx, doctree: nodes.document, _: str) -> None:
 # --- the audit -------------------------------------------------------------------------------------------------------
 
 
-def anchor_audit_cells(_: Sphinx, doctree: nodes.document) -> None:
-    """Give every cell that asserts a claim an anchor: #g07 is the first cell that says audit("G07")."""
+def anchor_cells(_: Sphinx, doctree: nodes.document) -> None:
+    """Give cells that links lead to an anchor: #g07 is the first that says audit("G07"), #p07 pitfall("P07")."""
     seen = set()
     for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
         source = next((node.astext() for node in cell.findall(nodes.literal_block)), "")
-        for claim in re.findall(r"""audit\(["'](G\w+)["']\)""", source):
-            if claim not in seen:
-                seen.add(claim)
-                cell["ids"].append(claim.lower())
+        for name in re.findall(r"""(?:audit\(["'](?=G)|pitfall\(["'](?=P))(\w+)["']\)""", source):
+            if name not in seen:
+                seen.add(name)
+                cell["ids"].append(name.lower())
 
 
 class AuditTable(SphinxDirective):
@@ -204,17 +204,20 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the parts."""
     app.connect("config-inited", silence_thebe)
     app.connect("config-inited", separate_cache)
-    app.connect("doctree-read", anchor_audit_cells)
+    app.connect("doctree-read", anchor_cells)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
     app.connect("doctree-resolved", finish_glued_figures)
     app.add_directive("glued-figure", GluedFigure)
     app.add_directive("audit-table", AuditTable)
     app.add_directive("audit-score", AuditScore)
-    # Sphinx reads every page again when this number changes, so a change to this file is never missed.
-    env_version = int.from_bytes(hashlib.sha256(Path(__file__).read_bytes()).digest()[:4])
+    # Sphinx reads every page again when this number changes, so a change to this file is never missed; nor is one to a
+    # style sheet or a script, which Sphinx copies only along with a changed page.
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted(Path(__file__).parent.with_name("_static").iterdir()):
+        digest.update(path.read_bytes())
     return {
         "version": lstm_utils.__version__,
-        "env_version": env_version,
+        "env_version": int.from_bytes(digest.digest()[:4]),
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -1,0 +1,101 @@
+"""The error index: every pitfall of ``pitfalls.yml`` in one table, searched by ``_static/pitfalls.js``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from lstm_utils.pitfalls import Pitfall, pitfalls
+
+GALLERY = "notebooks/08_error_gallery"
+
+# Hidden until the script that makes it work has arrived: without one, a reader gets the whole table and no dead box.
+SEARCH = """
+<div class="pitfall-search" role="search" aria-label="Pitfalls" hidden>
+  <label for="pitfall-query">Paste an error message, or type a few words</label>
+  <textarea id="pitfall-query" rows="3" autocomplete="off" autocapitalize="off" spellcheck="false"></textarea>
+  <div><p role="status">{count} pitfalls</p><button type="button" aria-keyshortcuts="Escape">Clear</button></div>
+</div>
+"""
+
+
+class PitfallIndex(SphinxDirective):
+    """All pitfalls with what they look like, cause and cure; each leads to the cell that shows it."""
+
+    def run(self) -> list[nodes.Node]:
+        """Render ``pitfalls.yml``."""
+        table = nodes.table(classes=["pitfalls", "colwidths-given"])
+        group = nodes.tgroup(cols=3)
+        table += group
+        group += [nodes.colspec(colwidth=width) for width in (8, 45, 47)]
+        titles = ("Id", "What it looks like", "Cause and cure")
+        head = nodes.row("", *[nodes.entry("", nodes.paragraph(text=title)) for title in titles])
+        group += [nodes.thead("", head), nodes.tbody("", *[self.row(entry) for entry in pitfalls().values()])]
+        search = nodes.raw("", SEARCH.format(count=len(pitfalls())), format="html")
+        return [nodes.container("", search, table, classes=["pitfall-index"])]
+
+    def row(self, pitfall: Pitfall) -> nodes.row:
+        """One pitfall: its id with a link to the cell, how it shows itself, and what to do."""
+        anchor = pitfall.id.lower()
+        target = self.env.app.builder.get_relative_uri(self.env.docname, GALLERY) + f"#{anchor}"
+        link = nodes.reference("", pitfall.id, refuri=target, internal=True, reftitle="The cell that shows it")
+        cells = [
+            [nodes.paragraph("", "", nodes.strong("", "", link))],
+            [*self.looks(pitfall)],
+            [*self.advice(pitfall)],
+        ]
+        return nodes.row("", *[nodes.entry("", *cell) for cell in cells], ids=[anchor])
+
+    def looks(self, pitfall: Pitfall) -> Iterable[nodes.Node]:
+        """The title, each message by itself, and what happens in silence."""
+        yield nodes.paragraph("", "", *self.parse_inline(pitfall.title)[0], classes=["pitfall-title"])
+        for message in pitfall.messages:
+            # A literal node keeps every character, backticks too; the script compares with what stands here.
+            yield nodes.paragraph("", "", nodes.literal(text=message), classes=["pitfall-message"])
+        if pitfall.silent:
+            yield self.labelled("Silent", pitfall.silent)
+
+    def advice(self, pitfall: Pitfall) -> Iterable[nodes.Node]:
+        """Cause and cure, and who notices."""
+        yield self.labelled("Cause", pitfall.cause)
+        yield self.labelled("Cure", pitfall.cure)
+        if pitfall.undetected:
+            yield self.labelled("Beyond `diagnose`", pitfall.undetected, "pitfall-note")
+        else:
+            # The loss of a speech recogniser has a diagnosis of its own, which its cure names.
+            finder = "diagnose_ctc" if "diagnose_ctc" in pitfall.cure else "diagnose"
+            found = self.parse_inline(f"Found by `{finder}`")[0]
+            yield nodes.paragraph("", "", *found, classes=["pitfall-note", "pitfall-found"])
+        if pitfall.unexecuted:
+            yield self.labelled("Not executed here", pitfall.unexecuted, "pitfall-note")
+
+    def labelled(self, label: str, text: str, *classes: str) -> nodes.paragraph:
+        """A paragraph that opens with what it is about."""
+        return nodes.paragraph("", "", *self.parse_inline(f"**{label}:** {text}")[0], classes=list(classes))
+
+
+def add_script(
+    app: Sphinx, _page: str, _template: str, _context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Load the script of the index on the page that has one, and nowhere else."""
+    if doctree and any("pitfall-index" in node["classes"] for node in doctree.findall(nodes.container)):
+        # Deferred instead of a module: browsers refuse modules to a page that is opened from the disk.
+        app.add_js_file("pitfalls.js", loading_method="defer")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect the parts."""
+    app.add_directive("pitfall-index", PitfallIndex)
+    app.connect("html-page-context", add_script)
+    return {
+        # Sphinx reads every page again when this number changes, so a change to this file is never missed.
+        "env_version": int.from_bytes(hashlib.sha256(Path(__file__).read_bytes()).digest()[:4]),
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
