@@ -193,7 +193,8 @@ class LengthBucketSampler(Sampler[list[int]]):
         batches: list[list[int]] = []
         for start in range(0, len(whole), pool_size):
             pool = whole[start : start + pool_size]
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]  # equal lengths stay in shuffled order
+            # Stable, since the default sort orders equal lengths differently on different processors.
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += pool.reshape(-1, self.batch_size).tolist()
         if len(rest) and not self.drop_last:
             batches.append(rest.tolist())

@@ -271,6 +271,18 @@ def test_seed_and_epoch_alone_decide_the_order(arguments, epoch):
     assert list(resumed) == list(through)
 
 
+def test_lengths_changed_later_change_no_order():
+    lengths = torch.arange(1, 41)
+    sampler, expected = LengthBucketSampler(lengths, 4), list(LengthBucketSampler(lengths, 4))
+    lengths.fill_(1)
+    assert list(sampler) == expected
+
+
+def test_equal_lengths_keep_the_shuffled_order():
+    shuffled = list(LengthBucketSampler([7] * 40, 4, batches_per_pool=1))
+    assert sorted(LengthBucketSampler([7] * 40, 4, batches_per_pool=10)) == sorted(shuffled)
+
+
 def test_epochs_and_seeds_differ():
     lengths = torch.randint(1, 30, (200,)).tolist()
     orders = [tuple(map(tuple, LengthBucketSampler(lengths, 8, seed=seed))) for seed in range(5)]
@@ -424,6 +436,7 @@ BAD_STATES = {
     "h_0 of a smaller batch": (states((2, 2, 4), (2, 2, 4)), "h_0", (2, 2, 4)),
     "batch first": (states((3, 2, 4), (3, 2, 4)), "h_0", (3, 2, 4)),
     "2-D": (states((3, 4), (3, 4)), "h_0", (3, 4)),
+    "2-D, N columns": (states((2, 3), (2, 3)), "h_0", (2, 3)),
     "h_0 alone": (torch.zeros(2, 3, 4), "h_0", (3, 4)),
 }
 
