@@ -6,7 +6,7 @@ import argparse
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -52,10 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(_diagnose(arguments.builder))
         spec = LSTMSpec(**{field.name: getattr(arguments, field.name) for field in fields(LSTMSpec)})
         print(spec.describe(arguments.seq_len, arguments.batch_size or None, getattr(torch, arguments.dtype)))
-    except (ImportError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
+        if arguments.command == "diagnose" and not isinstance(error, _UnusableError):
+            raise  # from the reader's own code: the traceback says where
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+class _UnusableError(ValueError):
+    """What a builder names or returns is nothing that could be diagnosed."""
 
 
 def _report(diagnosis: Diagnosis) -> int:
@@ -65,23 +71,45 @@ def _report(diagnosis: Diagnosis) -> int:
 
 def _diagnose(builder: str) -> Diagnosis:
     """Import and call a builder, and diagnose what it returns."""
-    module, _, name = builder.partition(":")
-    if not module or not name:
-        raise ValueError(f"expected MODULE:FUNCTION, such as my_module:build_model, got {builder!r}")
-    function = getattr(importlib.import_module(module), name, None)
-    if not callable(function):
-        raise ValueError(f"{module} has no function {name!r}")
-    built: Any = function()
-    if isinstance(built, Mapping):
-        known = inspect.signature(diagnose).parameters
-        if unknown := set(built) - set(known):
-            raise ValueError(f"{builder} returned {sorted(unknown)}; lstm_utils.diagnose takes {list(known)}")
-        return diagnose(**built)
+    built = _function(builder)()
+    parameters = inspect.signature(diagnose).parameters
     if isinstance(built, tuple) and len(built) in (2, 3):
-        return diagnose(*built)
-    raise TypeError(
-        f"{builder} must return (model, batch), (model, batch, lengths) or a mapping, got {type(built).__name__}"
-    )
+        built = dict(zip(("model", "batch", "lengths"), built, strict=False))
+    if not isinstance(built, Mapping):
+        returned = f"a tuple of {len(built)}" if isinstance(built, tuple) else type(built).__name__
+        wanted = "(model, batch), (model, batch, lengths) or a mapping"
+        raise _UnusableError(f"{builder} must return {wanted}, got {returned}")
+    if unknown := [name for name in built if name not in parameters]:
+        raise _UnusableError(f"{builder} returned {unknown}; lstm_utils.diagnose takes {list(parameters)}")
+    if missing := [name for name in ("model", "batch") if name not in built]:
+        raise _UnusableError(f"{builder} returned {list(built)}, and {' and '.join(missing)} is missing")
+    try:
+        return diagnose(**built)
+    except (TypeError, ValueError) as error:
+        if hasattr(error, "__notes__"):  # raised by the module, not by what diagnose makes of its arguments
+            raise
+        raise _UnusableError(str(error)) from error
+
+
+def _function(builder: str) -> Callable[[], Any]:
+    """The function that a builder names, ready to be called."""
+    module, _, name = builder.partition(":")
+    if not module or not name or module.startswith("."):
+        raise _UnusableError(f"expected MODULE:FUNCTION, such as my_module:build_model, got {builder!r}")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module + ".").startswith(error.name + "."):
+            raise  # the module is there, and imports one that is not
+        raise _UnusableError(f"no module {module!r} here; run this where `import {module}` works") from error
+    function: Callable[[], Any] | None = getattr(found, name, None)
+    if not callable(function):
+        raise _UnusableError(f"{module} has no function {name!r}")
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:
+        raise _UnusableError(f"{builder} must be a function that needs no arguments: {error}") from error
+    return function
 
 
 if __name__ == "__main__":

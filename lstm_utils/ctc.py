@@ -20,12 +20,12 @@ def diagnose_ctc(
     Args:
         log_probs: what the loss is given, (T, N, C).
         targets: labels, padded (N, S), or all in one row (sum of the lengths,).
-        input_lengths: frames of each sample, N integers.
-        target_lengths: labels of each sample, N integers.
+        input_lengths: frames of each sample, N integers up to T. What stands behind them is not looked at.
+        target_lengths: labels of each sample, N integers up to S.
         blank: the label of the blank.
 
     Raises:
-        ValueError: the shapes do not fit one another.
+        ValueError: the shapes or the lengths do not fit one another, so that the loss would raise an error too.
     """
     case = Case(nn.Identity(), None)
     frames, labels = (torch.as_tensor(lengths).tolist() for lengths in (input_lengths, target_lengths))
@@ -34,14 +34,21 @@ def diagnose_ctc(
             f"expected log_probs (T, N, C), targets (N, S) or (sum,) and N lengths of each kind; got "
             f"{tuple(log_probs.shape)}, {tuple(targets.shape)}, {len(frames)} and {len(labels)}"
         )
+    steps, _, classes = log_probs.shape
+    _check_range("input_lengths", frames, steps, "T")
     flat = targets.tolist()
     if targets.dim() == 1:
+        if sum(labels) != len(flat):
+            raise ValueError(f"target_lengths {labels} must sum to the {len(flat)} labels of the targets")
         rows = [flat[end - count : end] for end, count in zip(accumulate(labels), labels, strict=True)]
     else:
+        _check_range("target_lengths", labels, targets.shape[1], "S")
         rows = [row[:count] for row, count in zip(flat, labels, strict=True)]
-    total = log_probs.detach().double().logsumexp(-1).flatten()
-    if bool((total.abs() > 1e-3).any()):
-        worst = math.exp(total[total.abs().argmax()].item())
+    read = torch.arange(steps)[:, None] < torch.tensor(frames)
+    total = log_probs.detach().double().logsumexp(-1)[read.to(log_probs.device)]
+    wrong = ~(total.abs() <= 1e-3)  # nan too
+    if bool(wrong.any()):
+        worst = math.exp(total[wrong][total[wrong].abs().argmax()].item())
         case.found("P22", f"no log-probabilities: the classes of a frame sum to {worst:.3g}, not to 1")
     for number, (row, available) in enumerate(zip(rows, frames, strict=True)):
         repeats = sum(left == right for left, right in pairwise(row))
@@ -51,4 +58,13 @@ def diagnose_ctc(
             case.found("P22", f"sample {number} has {available} frames and needs {needed}: {reason}")
         if blank in row:
             case.found("P22", f"the target of sample {number} contains {blank}, the blank")
+        if strange := [label for label in row if not 0 <= label < classes]:
+            case.found(
+                "P22", f"the target of sample {number} contains {strange[0]}, and the classes are 0 to {classes - 1}"
+            )
     return case.diagnosis()
+
+
+def _check_range(name: str, lengths: list[int], most: int, symbol: str) -> None:
+    if wrong := [length for length in lengths if not 0 <= length <= most]:
+        raise ValueError(f"{name} must lie from 0 to {symbol} = {most}, got {wrong[0]}")

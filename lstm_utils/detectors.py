@@ -1,28 +1,25 @@
-"""The detectors of the silent pitfalls, most of them experiments.
+"""What can be seen in the parameters, and what one sample of a batch has to do with another.
 
-Change one sample, and see whose result moves; change the padding, and see whether anything moves; ask autograd which
-steps of an LSTM's output the result depends on. Everything here runs copies (:mod:`lstm_utils.probe`).
+The second is an experiment: change one sample, and see where the change arrives, in the input of each LSTM and in the
+result. Everything here runs copies (:mod:`lstm_utils.probe`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from lstm_utils.findings import Case
-from lstm_utils.probe import LSTMCall, Run, changed, changed_along, is_lstm, map_tensors, run
+from lstm_utils.findings import Case, Layout
+from lstm_utils.probe import Run, changed, changed_along
 from lstm_utils.reference import ReferenceLSTM
+from lstm_utils.trees import map_tensors
 
-# A unit behind a ReLU may be dead at one point, so the question what is read is asked at several.
-NOISE_SEEDS = (0, 1, 2)
-
-
-def positions(tensor: Tensor, dim: int, device: torch.device) -> Tensor:
-    """0, 1, 2, … along a dimension."""
-    return torch.arange(tensor.shape[dim], device=device)
-
+# The noise in a changed sample, in standard deviations of the batch: what passes many layers must still be seen.
+LOUD = 5
 
 # --- parameters ------------------------------------------------------------------------------------------------------
 
@@ -47,12 +44,13 @@ def _check_forget_bias(case: Case, name: str, lstm: nn.LSTM | ReferenceLSTM) -> 
     """P17: a vector counts as set by hand when its forget rows are all the same number, and not zero."""
     rows = slice(lstm.hidden_size, 2 * lstm.hidden_size)
     by_hand = {}
-    for suffix in (key.removeprefix("bias_ih") for key, _ in lstm.named_parameters() if key.startswith("bias_ih")):
-        pair = [getattr(lstm, kind + suffix).detach()[rows] for kind in ("bias_ih", "bias_hh")]
-        by_hand[suffix] = [v[0].item() for v in pair if bool((v == v[0]).all()) and v[0] != 0]
-        if len(by_hand[suffix]) == 2:
-            total = sum(by_hand[suffix])
-            case.found("P17", f"{name}: bias_ih{suffix} and bias_hh{suffix} are both set by hand, and sum to {total:g}")
+    for layer in range(lstm.num_layers):
+        for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: 1 + lstm.bidirectional]:
+            pair = [getattr(lstm, kind + suffix).detach()[rows] for kind in ("bias_ih", "bias_hh")]
+            by_hand[suffix] = values = [v[0].item() for v in pair if bool((v == v[0]).all()) and v[0] != 0]
+            if len(values) == 2 and sum(values) != 1:  # a half in each is a 1 that knows of the sum
+                both = f"bias_ih{suffix} and bias_hh{suffix} are both set by hand"
+                case.found("P17", f"{name}: {both}, and sum to {sum(values):g}")
     untouched = [suffix.removeprefix("_") for suffix, values in by_hand.items() if not values]
     if untouched and len(untouched) < len(by_hand):
         case.found("P17", f"{name}: the forget bias is set by hand, but not in {', '.join(untouched)}")
@@ -62,194 +60,122 @@ def _check_forget_bias(case: Case, name: str, lstm: nn.LSTM | ReferenceLSTM) -> 
 
 
 def check_samples(case: Case, base: Run) -> None:
-    """Change one sample, and see where the change goes (P02, P09, P10, P11, P19)."""
-    sample, size, dim = case.sample, case.size, case.batch_dim
-    if sample is None or size is None or dim is None:
+    """Change one sample, then another, and see where the change goes (P02, P09, P10, P19).
+
+    Finds out as well which dimension of each result counts the samples.
+    """
+    case.layouts = [_likely_layout(case, base, output) for output in base.outputs]
+    if case.size is None:
         return
-    if size < 2:
+    if case.size < 2:
         case.unchecked.append("whether samples mix, since the batch holds a single one")
         return
-    row = size // 2  # not the first: where samples are taken for steps, the first would move all the others
-    batch = map_tensors(case.batch, lambda tensor: _change_row(tensor, dim, row) if tensor is sample else tensor)
-    other = run(case.model, batch)
-    for before, after in zip(base.calls, other.calls, strict=False):
-        if before.input.shape == after.input.shape:
-            _check_input(case, before, changed(before.input, after.input), row)
-    for one, two in zip(base.outputs, other.outputs, strict=False):
-        _check_output(case, base, one, two, row)
-
-
-def _change_row(tensor: Tensor, dim: int, row: int) -> Tensor:
-    """The tensor with one sample replaced: by noise, or, for integers, by ids that occur elsewhere in it."""
-    tensor = tensor.detach().clone()
-    chosen = tensor.select(dim, row)
-    generator = torch.Generator().manual_seed(0)
-    if tensor.is_floating_point():
-        chosen += torch.randn(chosen.shape, generator=generator).to(tensor) * tensor.std().clamp(min=0.1)
-    else:
-        values = torch.unique(tensor)
-        chosen.copy_(values[torch.randint(len(values), chosen.shape, generator=generator).to(values.device)])
-    return tensor
-
-
-def _check_input(case: Case, before: LSTMCall, moved: Tensor, row: int) -> None:
-    """The input of one LSTM, when the sample ``row`` changed: the change must not be one step of every sequence."""
-    shape, size = tuple(before.input.shape), case.size
-    if not before.batched:
-        if shape[0] == size and changed_along(moved, 0) == {row}:
-            case.found("P19", f"{before.name} got {shape}, and read the {size} samples as the steps of one sequence")
-        return
-    packed = before.lengths is not None
-    if (packed or shape[1] == size) and changed_along(moved, 1) == {row} and len(changed_along(moved, 0)) > 1:
-        seen = f"sample {row} changed, and with it step {row} of {shape[0]} sequences that {before.name} read"
-        case.found("P10" if packed else "P02", seen)
-
-
-def _check_output(case: Case, base: Run, before: Tensor, after: Tensor, row: int) -> None:
-    """One tensor of the result, when the sample ``row`` changed: no other sample's part may have moved."""
+    others = {}
+    for row in (case.size // 2, 0):  # of the steps taken for samples, the first alone is in every sequence
+        other = case.attempt("whether samples mix", _change_row(case, row))
+        if other is None:
+            return
+        others[row] = other
+    _check_inputs(case, base, others)
     if case.has("P02", "P10", "P19"):
         return  # what mixes them is known
-    if before.shape != after.shape or case.size not in before.shape:
-        case.unchecked.append(f"whether samples mix in a result of shape {tuple(before.shape)}")
-        return
-    moved = changed(before, after)
-    dims = [dim for dim, size in enumerate(before.shape) if size == case.size]
-    alone = [dim for dim in dims if changed_along(moved, dim) <= {row}]
-    if not alone:
-        others = len(changed_along(moved, dims[0]) - {row})
-        case.found("P09", f"sample {row} changed, and the results of {others} other samples moved")
-    turned = (
-        alone == [1] and case.batch_dim == 0 and before.dim() == 3 and before.shape[0] in (case.steps, case.longest)
-    )
-    if turned and not base.is_state(before) and not is_lstm(case.model):
-        case.found("P11", f"the batch came in batch first, and the result {tuple(before.shape)} is time first")
+    moved = [_check_output(case, base, index, others) for index in range(len(base.outputs))]
+    if not any(moved):
+        case.unchecked.append("whether samples mix, since nothing in the result moved when one was changed")
 
 
-# --- padding ---------------------------------------------------------------------------------------------------------
+def _change_row(case: Case, row: int) -> Any:
+    """The batch with one sample replaced: by noise, or, for integers, by ids that occur elsewhere."""
+    sample, generator = case.sample, torch.Generator().manual_seed(0)
+    index: tuple[Any, ...] = (*[slice(None)] * (case.batch_dim or 0), row)
+    if isinstance(sample, PackedSequence):
+        at = row if sample.unsorted_indices is None else int(sample.unsorted_indices[row])
+        starts = sample.batch_sizes.cumsum(0) - sample.batch_sizes
+        index = ((starts + at)[sample.batch_sizes > at],)
+
+    def other(tensor: Tensor) -> Any:
+        chosen = tensor[index]
+        if tensor.is_floating_point():
+            finite = tensor[tensor.isfinite()]
+            size = finite.std().clamp(min=0.1) if finite.numel() > 1 else 1
+            return chosen + LOUD * size * torch.randn(chosen.shape, generator=generator).to(tensor)
+        if isinstance(sample, PackedSequence):
+            ids = torch.unique(tensor)
+            return ids[(torch.searchsorted(ids, chosen) + 1) % len(ids)]
+        rows = tensor.movedim(case.batch_dim or 0, 0)  # a whole sample, so that ids for padding stay at its end
+        return rows[(rows != chosen).flatten(1).sum(1).argmax()]
+
+    def change(tensor: Tensor) -> Tensor:
+        if tensor is not (sample.data if isinstance(sample, PackedSequence) else sample):
+            return tensor
+        tensor = tensor.detach().clone()
+        tensor[index] = other(tensor)
+        return tensor
+
+    return map_tensors(case.batch, change)
 
 
-def check_padding(case: Case, base: Run) -> None:
-    """Put other numbers into the padding that LSTMs are given, and see whether the result moves (P32)."""
-    lengths, size = case.lengths, case.size
-    if lengths is None or size is None or case.has("P02", "P04", "P09", "P10"):
-        return
-
-    def overwrite(module: nn.Module, x: Tensor) -> Tensor:
-        batch, time = (0, 1) if module.batch_first else (1, 0)
-        if x.dim() != 3 or x.shape[batch] != size:
-            return x
-        padded = positions(x, time, x.device) >= lengths.to(x.device)[:, None]
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-        return torch.where((padded if batch == 0 else padded.T).unsqueeze(-1), noise, x)
-
-    other = run(case.model, case.batch, edit=overwrite)
-    for before, after in zip(base.outputs, other.outputs, strict=False):
-        if before.shape != after.shape or not _is_understood(case, base, before, size, case.steps):
-            case.unchecked.append(f"padding, in a result of shape {tuple(before.shape)}")
+def _check_inputs(case: Case, base: Run, others: dict[int, Run]) -> None:
+    """What LSTMs read, when a sample changed: the change must not be one step of every sequence (P02, P10, P19)."""
+    moved: list[dict[int, Tensor]] = []  # for each call: the changed sample, and where the input moved
+    for index, call in enumerate(base.calls):
+        afters = {row: other.calls[index].input for row, other in others.items() if index < len(other.calls)}
+        masks = {row: changed(call.input, x) for row, x in afters.items() if x.shape == call.input.shape}
+        moved.append({row: mask for row, mask in masks.items() if bool(mask.any())})
+    case.reading = {index for index, masks in enumerate(moved) if masks} or None
+    for call, masks in zip(base.calls, moved, strict=True):
+        packed, shape, time = call.lengths is not None, tuple(call.input.shape), call.input.dim() - 2
+        if not (packed or shape[time] == case.size):
             continue
-        moved = changed(before, after) & _valid(case, before, size, case.steps)
-        if bool(moved.any()):
-            rows = sorted(changed_along(moved, list(moved.shape).index(size)))
-            case.found("P32", f"other numbers in the padding change the results of the samples {rows}")
-            return
-
-
-def check_length(case: Case, base: Run) -> None:
-    """P11: the time dimension of the result shrank to the longest sequence of this batch."""
-    if case.longest is None or case.steps is None or case.longest >= case.steps:
-        return
-    for output in base.outputs:
-        lead = tuple(output.shape[:2])
-        if output.dim() == 3 and case.size in lead and case.longest in lead and not base.is_state(output):
-            case.found(
-                "P11", f"the batch has {case.steps} steps, and the result {tuple(output.shape)} has {case.longest}"
-            )
-
-
-def _step_dims(case: Case, tensor: Tensor, size: int, steps: int | None) -> list[int]:
-    """Dimensions of a result that may count steps."""
-    batch = list(tensor.shape).index(size)
-    return [d for d, width in enumerate(tensor.shape) if d != batch and width in (steps, case.longest)]
-
-
-def _is_understood(case: Case, base: Run, tensor: Tensor, size: int, steps: int | None) -> bool:
-    """Whether a result is a state, or one vector for each sample, or one for each step."""
-    if size not in tensor.shape:
-        return False
-    return tensor.dim() < 3 or base.is_state(tensor) or bool(_step_dims(case, tensor, size, steps))
-
-
-def _valid(case: Case, tensor: Tensor, size: int, steps: int | None) -> Tensor:
-    """Which entries of a result count: all but those of padded steps, where a dimension counts steps."""
-    mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
-    if case.lengths is None or case.size != size:
-        return mask
-    batch = list(tensor.shape).index(size)
-    for dim in _step_dims(case, tensor, size, steps)[:1]:
-        shape = [1] * tensor.dim()
-        shape[batch], shape[dim] = tensor.shape[batch], tensor.shape[dim]
-        valid = positions(tensor, dim, tensor.device) < case.lengths.to(tensor.device)[:, None]
-        mask = mask & (valid if batch < dim else valid.T).reshape(shape)
-    return mask
-
-
-# --- which steps are read --------------------------------------------------------------------------------------------
-
-
-def check_reads(case: Case, base: Run) -> None:
-    """Which steps of each LSTM's output the result depends on (P03, P04)."""
-    runs = [base, *(run(case.model, case.batch, noise=seed) for seed in NOISE_SEEDS)]
-    for number, lstm in enumerate(base.calls):
-        if not lstm.batched or lstm.input.shape[1] < 2 or case.size not in (None, lstm.input.shape[0]):
+        if not masks or any(changed_along(mask, time) != {row} for row, mask in masks.items()):
             continue
-        found = [reads for observed in runs for reads in _reads(case, observed, number)]
-        if found:
-            reads = torch.stack(found).any(0)
-            _check_last_step(case, lstm, reads)
-            _check_single_steps(case, lstm, reads)
+        row, mask = max(masks.items(), key=lambda item: len(changed_along(item[1], 0)))
+        same = [m for c, m in zip(base.calls, moved, strict=True) if c.name == call.name]
+        looped = len(same) > 1 and sum(row in m for m in same) == 1  # one call for each sample
+        if not packed and not looped and (not call.batched or shape[0] == 1):
+            seen = f"{call.name} got {shape}, and read the {case.size} samples as the steps of one sequence"
+            case.found("P02" if call.batched else "P19", seen)
+        elif call.batched and len(changed_along(mask, 0)) > 1:
+            seen = f"sample {row} changed, and with it step {row} of {shape[0]} sequences that {call.name} read"
+            case.found("P10" if packed else "P02", seen)
 
 
-def _reads(case: Case, observed: Run, number: int) -> list[Tensor]:
-    """For each result that is understood: where it depends on the output of LSTM ``number``, bool (N, T, width)."""
-    lstm = observed.calls[number]
-    size, steps = lstm.input.shape[:2]
-    found = []
-    for output in observed.outputs:
-        if _is_understood(case, observed, output, size, steps) and not observed.is_state(output):
-            found.append(lstm.steps_read(output[_valid(case, output, size, steps)]))
-    return [reads for reads in found if reads is not None]
+def _likely_layout(case: Case, base: Run, output: Tensor) -> Layout:
+    """How a result is probably to be read, until an experiment tells."""
+    shape = tuple(output.shape)
+    dims = [dim for dim, width in enumerate(shape) if width == case.size]
+    likely = output.dim() - 2 if base.is_state(output) else case.batch_dim
+    if not dims and case.size == 1 and shape and shape[0] in (case.steps, case.longest):
+        return Layout((1, *shape), 0)
+    return Layout(shape, likely if likely in dims else dims[0] if dims else None)
 
 
-def _lengths(case: Case, lstm: LSTMCall, reads: Tensor) -> Tensor:
-    """Lengths of the sequences of one call, (N, 1): as packed, as given, or all T."""
-    lengths = case.lengths if lstm.lengths is None else lstm.lengths
-    if lengths is None or len(lengths) != len(reads):
-        lengths = torch.full((len(reads),), reads.shape[1])
-    return lengths.to(reads.device)[:, None]
-
-
-def _check_last_step(case: Case, lstm: LSTMCall, reads: Tensor) -> None:
-    """P04: a padded step is read; or, where the batch was packed, nothing of a short sequence is."""
-    lengths, steps = _lengths(case, lstm, reads), reads.any(-1)
-    padded = steps & (positions(steps, 1, steps.device) >= lengths)
-    if bool(padded.any()):
-        row, step = padded.nonzero()[0].tolist()
-        seen = f"sample {row} has {int(lengths[row])} steps, and the result reads step {step} of {lstm.name}"
-        case.found("P04", seen + " (counting from 0)")
-    unread = ~steps.any(1)
-    if lstm.lengths is not None and bool(unread.any()) and not bool(unread.all()):
-        rows = unread.nonzero().flatten().tolist()
-        case.found("P04", f"of the samples {rows} the result reads padding alone, zeros in the output of {lstm.name}")
-
-
-def _check_single_steps(case: Case, lstm: LSTMCall, reads: Tensor) -> None:
-    """P03: one half of a bidirectional output is read only where it has seen a single step of a longer sequence."""
-    if not lstm.module.bidirectional:
-        return
-    forward, reverse = (half.any(-1) for half in reads.chunk(2, dim=-1))
-    lengths, steps = _lengths(case, lstm, reads), positions(reads, 1, reads.device)
-    starts = {"forward": (forward, (steps == 0).expand_as(forward)), "reverse": (reverse, steps >= lengths - 1)}
-    for name, (half, start) in starts.items():
-        used = half & (lengths > 1)
-        if bool(used.any()) and not bool((used & ~start).any()):
-            case.found("P03", f"the {name} half of {lstm.name} is read only where it has seen a single step")
+def _check_output(case: Case, base: Run, index: int, others: dict[int, Run]) -> bool:
+    """One result, when a sample changed: no other sample's part of it may move (P09). Returns whether it moved."""
+    before, moved = base.outputs[index], {}
+    for row, other in others.items():
+        if len(other.outputs) <= index or other.outputs[index].shape != before.shape:
+            case.unchecked.append(f"whether samples mix in a result of shape {tuple(before.shape)}")
+            return True
+        mask = changed(before, other.outputs[index])
+        if bool(mask.any()):
+            moved[row] = mask
+    likely, size = case.layouts[index], case.size or 0
+    dims = [dim for dim, width in enumerate(likely.shape) if width == size]
+    candidates = [Layout(likely.shape, dim) for dim in sorted(dims, key=lambda dim: dim != likely.samples)]
+    if before.dim() and before.shape[0] > size and before.shape[0] % size == 0:  # flattened, one way or the other
+        rest, blocks = likely.shape[1:], before.shape[0] // size
+        candidates += [Layout((size, blocks, *rest), 0), Layout((blocks, size, *rest), 1)]
+    for layout in candidates:
+        masks = {row: mask.reshape(layout.shape) for row, mask in moved.items()}
+        if all(changed_along(mask, layout.samples or 0) <= {row} for row, mask in masks.items()):
+            case.layouts[index] = layout
+            return bool(moved)
+    for row, mask in moved.items():
+        if not dims:
+            case.unchecked.append(f"whether samples mix in a result of shape {likely.shape}")
+        elif bool((mask.nonzero()[:, dims] != row).all(1).any()):  # in a table of pairs, row and column may move
+            others_moved = len(changed_along(mask, dims[0]) - {row})
+            case.found("P09", f"sample {row} changed, and the results of {others_moved} other samples moved")
+            break
+    return bool(moved)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from lstm_utils.detectors import check_length, check_padding, check_parameters, check_reads, check_samples, lstms
+from lstm_utils.detectors import check_parameters, check_samples, lstms
 from lstm_utils.findings import Case, Diagnosis
+from lstm_utils.padding import check_padding, check_zeros, settle_lengths, valid_entries
 from lstm_utils.pitfalls import find_pitfalls
-from lstm_utils.probe import Run, call, changed_along, is_lstm, map_tensors, run, tensors
+from lstm_utils.probe import Run, is_lstm, run
+from lstm_utils.recognition import UndefinedCallError, check_call, give_up, recognize
 from lstm_utils.sequences import Lengths
-from lstm_utils.spec import LSTMSpec
-
-
-class _UndefinedCallError(Exception):
-    """Raised in place of a call that torch would not check, and that would read or write outside its tensors."""
+from lstm_utils.steps import check_reads, check_unpacking
+from lstm_utils.trees import call_with, copy_of, detached, tensors
 
 
 def diagnose(
@@ -61,11 +58,13 @@ def diagnose(
         raise TypeError(f"expected a module that contains an nn.LSTM, got {type(model).__name__}")
     if batch_dim not in (None, 0, 1):
         raise ValueError(f"batch_dim must be 0 or 1, got {batch_dim!r}")
-    counted = None if lengths is None else torch.as_tensor(lengths).detach().cpu()
-    if counted is not None and (counted.dim() != 1 or counted.is_floating_point() or counted.dtype == torch.bool):
-        raise ValueError(f"lengths must be integers, one for each sample, got {lengths!r}")
-    case = Case(model, batch, counted, batch_dim, loss, target)
+    try:
+        own = copy_of(model)
+    except Exception as error:
+        give_up(error, "everything runs on copies, and this module cannot be copied")
+    case = Case(own, batch, None if lengths is None else _counts(lengths), batch_dim, loss, target)
     check_parameters(case)
+    _check_carried(case, model)
     _find_samples(case)
     with warnings.catch_warnings():  # the copies would repeat what the module itself has said already
         warnings.simplefilter("ignore")
@@ -73,45 +72,91 @@ def diagnose(
     return case.diagnosis()
 
 
+def _counts(lengths: Lengths) -> Tensor:
+    """The lengths as a tensor of integers on the CPU."""
+    try:
+        counts = torch.as_tensor(lengths).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        counts = torch.empty(0)
+    if counts.dim() != 1 or not len(counts) or counts.is_floating_point() or counts.dtype == torch.bool:
+        raise ValueError(f"lengths must be integers, one for each sample, got {lengths!r}")
+    return counts.long()
+
+
 def _run_checks(case: Case) -> None:
     try:
-        base = run(case.model, case.batch, inspect=lambda *called: _check_call(case, *called))
-    except _UndefinedCallError:
+        base = run(case.model, case.batch, inspect=lambda *called: check_call(case, *called))
+    except UndefinedCallError:
         case.unchecked.append("the call itself, which would be undefined")
         return
     except Exception as error:
-        _recognize(case, error)
+        recognize(case, error)
         case.unchecked.append("what comes after the error")
         return
-    if all(bool(output.isfinite().all()) for output in base.outputs):
-        check_samples(case, base)
-        check_reads(case, base)
-        check_padding(case, base)
-        check_length(case, base)
+    if not base.calls:
+        case.unchecked.append("what the LSTM reads and what reads it, since it was not called, or not as nn.LSTM is")
+    elif not base.outputs:
+        case.unchecked.append("samples and padding, since the result holds no floating-point tensor")
+    elif any(bool(output.isnan().any()) for output in base.outputs):
+        case.unchecked.append("samples and padding, since the result holds nan")
     else:
-        case.unchecked.append("samples and padding, since the result holds nan or inf")
-    _check_training(case)
+        check_samples(case, base)
+        settle_lengths(case, base)
+        if not case.has("P02", "P10", "P19"):  # what is a step depends on them
+            _check_steps(case, base)
+    _check_training(case, {call.name for call in base.calls})
     _check_loss(case, base)
+
+
+def _check_steps(case: Case, base: Run) -> None:
+    """P03, P04, P11 and P32."""
+    valid = [valid_entries(case, base, index) for index in range(len(base.outputs))]
+    if base.unreadable:
+        case.unchecked.append(f"which steps are read, since {base.unreadable}")
+    else:
+        check_reads(case, base, valid)
+        check_unpacking(case, base)
+    check_padding(case, base, valid)
+    check_zeros(case, base)
 
 
 # --- before anything runs --------------------------------------------------------------------------------------------
 
 
+def _check_carried(case: Case, model: nn.Module) -> None:
+    """P07: a tensor of the batch leads back to parameters of the module, so into the graph of an earlier call."""
+    own = {id(parameter) for parameter in model.parameters()}
+    nodes = [tensor.grad_fn for tensor in tensors(case.batch)]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in own:
+            case.found("P07", "the initial state in the batch leads back into the graph of an earlier call")
+            return
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+
+
 def _find_samples(case: Case) -> None:
-    """Locate the tensor that holds the samples, N and T, and hold the lengths against it (P12, P13, P07)."""
+    """Locate what holds the samples, N and T, and hold the lengths against it (P13)."""
     lengths, batch = case.lengths, case.batch
     if lengths is not None and bool((lengths <= 0).any()):
         rows = (lengths <= 0).nonzero().flatten().tolist()
         case.found("P13", f"the samples {rows} have the lengths {lengths[rows].tolist()}")
-    parts = list(batch.values()) if isinstance(batch, Mapping) else [batch]
-    if isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
-        parts = list(batch)
-    pairs = [part for part in parts if isinstance(part, tuple) and not isinstance(part, PackedSequence)]
-    if any(state.grad_fn is not None for state in tensors(pairs)):
-        case.found("P07", "the initial state in the batch leads back into the graph of an earlier call")
+        case.unchecked.append("padding, since the lengths are wrong")
+    parts = [batch]
+    if isinstance(batch, Mapping) or (isinstance(batch, tuple) and not isinstance(batch, PackedSequence)):
+        parts = list(batch.values() if isinstance(batch, Mapping) else batch)
     sample = next((p for p in parts if isinstance(p, PackedSequence) or (isinstance(p, Tensor) and p.dim() > 1)), None)
     if isinstance(sample, PackedSequence):
-        return  # its rows are told apart already
+        packed = pad_packed_sequence(sample)[1]
+        if lengths is not None and lengths.tolist() != packed.tolist():
+            raise ValueError(f"the packed batch has the lengths {packed.tolist()}, and lengths is {lengths.tolist()}")
+        case.sample, case.lengths, case.batch_dim = sample, packed, None
+        case.size, case.steps = len(packed), int(packed.max())
+        return
     if sample is None:
         case.unchecked.append("samples and padding, since the batch has no tensor of two or more dimensions")
         return
@@ -119,95 +164,57 @@ def _find_samples(case: Case) -> None:
     if lengths is not None and (not fits or case.batch_dim not in (None, *fits)):
         where = "either dimension" if case.batch_dim is None else f"dimension {case.batch_dim}"
         raise ValueError(f"{len(lengths)} lengths do not fit {where} of the batch, {tuple(sample.shape)}")
+    if case.has("P13"):
+        case.lengths = None
     if case.batch_dim is None and len(fits) != 1:
         case.unchecked.append("samples and padding: pass batch_dim=0 or 1, the dimension that counts the samples")
         return
     case.batch_dim = fits[0] if case.batch_dim is None else case.batch_dim
     case.sample, case.size, case.steps = sample, sample.shape[case.batch_dim], sample.shape[1 - case.batch_dim]
-    if case.longest is not None and case.longest > case.steps:
-        case.found("P12", f"the longest length is {case.longest}, and the batch has {case.steps} steps")
-    if case.has("P12", "P13"):
-        case.lengths = None
-        case.unchecked.append("padding, since the lengths are wrong")
-
-
-def _check_call(case: Case, name: str, module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-    """What torch does not always check when the input is packed: its width (P30) and the states (P01, P08, P21)."""
-    x = arguments[0] if arguments else keywords.get("input")
-    if not isinstance(x, PackedSequence) or not isinstance(module, nn.LSTM):
-        return
-    spec = LSTMSpec.from_module(module)
-    if x.data.shape[-1] != spec.input_size:
-        case.found("P30", f"{name} has input_size={spec.input_size}, and its packed input is {x.data.shape[-1]} wide")
-        raise _UndefinedCallError
-    shapes = spec.shapes(1, int(x.batch_sizes[0]))
-    hx = arguments[1] if len(arguments) > 1 else keywords.get("hx")
-    for number, (state, shape) in enumerate(zip(hx or (), (shapes.h_n, shapes.c_n), strict=False)):
-        if tuple(state.shape) != shape:
-            message = f"Expected hidden[{number}] size {shape}, got {list(state.shape)}"
-            case.found(_state_error(message) or "P08", f"{message} (packed, so torch does not always say it)")
-            raise _UndefinedCallError
-
-
-def _state_error(message: str) -> str | None:
-    """P01, P08 and P21 share one message; its numbers tell them apart."""
-    match = re.search(r"Expected hidden\[\d\] size \(([\d, ]+)\), got \[([\d, ]+)\]", message)
-    if match is None:
-        return None
-    expected, got = ([int(number) for number in group.split(", ")] for group in match.groups())
-    if expected[-1] != got[-1]:
-        return "P21"
-    return "P01" if sorted(expected) == sorted(got) else "P08"
-
-
-def _recognize(case: Case, error: Exception) -> None:
-    """Turn an error into a finding, or let it pass on."""
-    message = f"{type(error).__name__}: {error}"
-    if "deepcopy protocol" in message:
-        case.found("P07", "the module keeps a tensor that leads back into a graph, so it cannot even be copied")
-        return
-    known = find_pitfalls(message)
-    if not known:
-        error.add_note("lstm_utils.diagnose: the module raised this, and no known pitfall says it")
-        raise error
-    first = _state_error(message) or known[0].id
-    if first == "P10" and known[-1].id == "P12" and case.longest is None:
-        first = "P12"  # one message for both: lengths that fit the batch cannot be the reason, unknown ones may
-    if not case.has("P12", "P13", first):
-        case.found(first, message.partition("\n")[0])
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def _check_training(case: Case) -> None:
+def _check_training(case: Case, called: set[str]) -> None:
     """Two calls, each with its backward: carried graphs (P07), missing (P26) and broken (P23) gradients."""
-    model = copy.deepcopy(case.model).eval()
-    parameters = {f"{name}.{key}": p for name, lstm in lstms(model) for key, p in lstm.named_parameters()}
-    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    model, batch = copy_of(case.model), detached(case.batch)
+    trained = {
+        name: {f"{name}.{key}": parameter for key, parameter in lstm.named_parameters() if parameter.requires_grad}
+        for name, lstm in lstms(model)
+        if name in called
+    }
+    trained = {name: parameters for name, parameters in trained.items() if parameters}
     if not trained:
         return
-    batch = map_tensors(case.batch, lambda tensor: tensor.detach().clone())
     # cuDNN cannot go backward in eval mode (P27)
     with torch.random.fork_rng(), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         torch.manual_seed(0)
-        for _ in range(2):
-            outputs = [tensor for tensor in tensors(call(model, batch)) if tensor.is_floating_point()]
-            if not outputs:
-                case.unchecked.append("gradients, since the result holds no floating-point tensor")
-                return
-            outputs = [tensor for tensor in outputs if tensor.requires_grad]
-            if not outputs:
-                case.found("P26", "the result needs no gradient, though parameters of the LSTM do")
-                return
+        for again in (False, True):
             try:
-                torch.autograd.backward(outputs, [torch.randn(t.shape).to(t) for t in outputs])
-            except RuntimeError as error:
-                _recognize(case, error)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    outputs = [tensor for tensor in tensors(call_with(model, batch)) if tensor.requires_grad]
+                    if outputs:
+                        torch.autograd.backward(outputs, [torch.randn(t.shape).to(t) for t in outputs])
+            except Exception as error:
+                if not again:
+                    give_up(error, "the module raised this in its first backward pass")
+                recognize(case, error)
                 return
-    if all(parameter.grad is None for parameter in trained.values()):
-        case.found("P26", f"backward left no gradient in {next(iter(trained))}, nor in the LSTM's other parameters")
-    broken = [name for name, p in trained.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    reentrant = any("P26" in [entry.id for entry in find_pitfalls(str(warning.message))] for warning in caught)
+    for name, parameters in trained.items():
+        if any(parameter.grad is not None for parameter in parameters.values()):
+            continue
+        first = next(iter(parameters))
+        if reentrant and outputs:
+            case.found("P26", f"backward left no gradient in {first}, nor in the LSTM's other parameters")
+        elif reentrant:
+            case.found("P26", "the result needs no gradient, though parameters of the LSTM do")
+        else:
+            case.unchecked.append(f"gradients, since none reaches {first} or another parameter of {name}")
+    everything = {key: parameter.grad for parameters in trained.values() for key, parameter in parameters.items()}
+    broken = [key for key, grad in everything.items() if grad is not None and not bool(grad.isfinite().all())]
     if broken:
         case.found("P23", f"the gradient of {broken[0]} is not finite; clipping by norm would spread it to all others")
 
@@ -219,19 +226,17 @@ def _check_loss(case: Case, base: Run) -> None:
     try:
         value = case.loss(base.result, case.target)
     except Exception as error:
-        _recognize(case, error)
+        recognize(case, error, "loss")
         return
     ignored = getattr(case.loss, "ignore_index", -100)
-    if bool(value.isnan().any()) and isinstance(case.target, Tensor) and bool((case.target == ignored).all()):
+    nothing_left = isinstance(case.target, Tensor) and bool((case.target == ignored).all())
+    if nothing_left and isinstance(value, Tensor) and bool(value.isnan().any()):
         case.found("P14", f"every target is {ignored}, which the loss ignores, and a mean over nothing is nan")
     functions = (nn.functional.cross_entropy, nn.functional.nll_loss)
     by_class = isinstance(case.loss, nn.CrossEntropyLoss | nn.NLLLoss) or case.loss in functions
     scores = base.result
-    if not by_class or not isinstance(scores, Tensor) or scores.dim() != 3 or not base.calls:
+    if not by_class or not isinstance(scores, Tensor) or scores.dim() != 3 or base.unreadable:
         return
-    lstm, steps = base.calls[-1], range(scores.shape[1])
-    reads = [lstm.steps_read(scores[:, step]) for step in (steps[0], steps[-1])] if lstm.batched else []
-    if [None if r is None else changed_along(r, 1) for r in reads] == [{steps[0]}, {steps[-1]}]:
-        case.found(
-            "P14", f"dimension 1 of the scores {tuple(scores.shape)} counts steps, and the loss reads classes there"
-        )
+    if base.counts_steps(scores, 1):
+        shape = tuple(scores.shape)
+        case.found("P14", f"dimension 1 of the scores {shape} counts steps, and the loss reads classes there")

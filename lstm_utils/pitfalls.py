@@ -36,10 +36,10 @@ class Symptom:
     def _repr_markdown_(self) -> str:
         pitfall = self.pitfall
         lines = self.seen.splitlines()
-        seen = "\n".join(textwrap.fill(line, 92, break_long_words=False, break_on_hyphens=False) for line in lines)
+        seen = "\n".join(textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False) for line in lines)
         parts = [f"```text\n{seen}\n```"]
         labels = {"In silence": pitfall.silent, "Cause": pitfall.cause, "Cure": pitfall.cure}
-        labels |= {"Not found by `diagnose`": pitfall.undetected, "Not executed here": pitfall.unexecuted}
+        labels |= {"Beyond `diagnose`": pitfall.undetected, "Not executed here": pitfall.unexecuted}
         return "\n\n".join(parts + [f"**{label}**: {text}" for label, text in labels.items() if text])
 
 

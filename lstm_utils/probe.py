@@ -2,120 +2,163 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
 
 from lstm_utils.reference import ReferenceLSTM
+from lstm_utils.trees import call_with, copy_of, detached, first_line, leaves
 
-# Changes below this share of a tensor's largest entry are rounding.
-ROUNDING = 1e-5
+# Smaller changes are rounding: in units of the last place of a tensor's largest entry.
+ROUNDING = 4
 
 Inspect = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None]
-Edit = Callable[[nn.Module, Tensor], Tensor]
+Edit = Callable[[int, nn.Module, Tensor], Tensor]
 
 
-def is_lstm(module: nn.Module) -> bool:
-    """Whether a module is an LSTM with nn.LSTM's call; the quantized one is a class of its own, of the same name."""
-    return isinstance(module, nn.LSTM | ReferenceLSTM) or type(module).__name__ == "LSTM"
+def is_lstm(module: Any) -> bool:
+    """Whether this is an LSTM with nn.LSTM's call; the quantized one is a class of its own, of the same name."""
+    kind = type(module)
+    return isinstance(module, nn.LSTM | ReferenceLSTM) or (
+        kind.__name__ == "LSTM" and kind.__module__.startswith("torch.")
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LSTMCall:
-    """One call of one LSTM: its name in the module, and what went in and came out, padded to (N, T, width).
+    """One call of one LSTM: its name in the module, and what went in, padded to (N, T, width), and came out.
 
-    ``lengths`` is None where the call was not packed; ``raw`` is the tensor that the rest of the module received.
+    ``lengths`` is None where the call was not packed; ``raw`` is the tensor that the rest of the module received, and
+    ``visible`` says whether autograd was on.
     """
 
+    number: int
     name: str
     module: nn.Module
     input: Tensor
-    output: Tensor
     states: tuple[Tensor, ...]
     lengths: Tensor | None
     raw: Tensor | PackedSequence
+    visible: bool
 
     @property
     def batched(self) -> bool:
         """Whether the input had a batch dimension."""
         return self.input.dim() == 3
 
-    def gradient(self, gradient: Tensor) -> Tensor:
-        """A gradient with respect to the output, padded to (N, T, width) like the output itself."""
-        if isinstance(self.raw, PackedSequence):
-            raw = self.raw
-            packed = PackedSequence(gradient, raw.batch_sizes, raw.sorted_indices, raw.unsorted_indices)
-            return pad_packed_sequence(packed, batch_first=True)[0]
-        return gradient if self.module.batch_first or gradient.dim() == 2 else gradient.transpose(0, 1)
+    @property
+    def data(self) -> Tensor:
+        """The numbers of the output, packed or not."""
+        return self.raw.data if isinstance(self.raw, PackedSequence) else self.raw
 
     def steps_read(self, result: Tensor) -> Tensor | None:
-        """Which entries of the output the sum of ``result`` depends on: bool (N, T, width), or None if on none."""
-        raw = self.raw.data if isinstance(self.raw, PackedSequence) else self.raw
-        if not (result.requires_grad and raw.requires_grad):  # a reentrant checkpoint takes it from what it returns
+        """Which entries of the output ``result`` depends on: bool (N, T, width), or None if on none."""
+        gradient = _gradient(result, self.data)
+        if gradient is None:
             return None
-        (gradient,) = torch.autograd.grad(result.sum(), raw, retain_graph=True, allow_unused=True)
-        return None if gradient is None else self.gradient(gradient) != 0
+        packed = isinstance(self.raw, PackedSequence)
+        gradient, _ = padded(self.module, PackedSequence(gradient, *self.raw[1:]) if packed else gradient)
+        return gradient != 0
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What ``pad_packed_sequence`` returned, the longest sequence first, and how many sequences have each step."""
+
+    tensor: Tensor
+    batch_sizes: Tensor
+    batch_first: bool
+
+    @property
+    def total_length(self) -> int:
+        """Steps, with the padding."""
+        return self.tensor.shape[1 if self.batch_first else 0]
+
+    def rows_read(self, result: Tensor) -> Tensor:
+        """Whether ``result`` depends on the steps of each sequence, and on the zeros behind them: bool (N, 2)."""
+        gradient = _gradient(result, self.tensor)
+        if gradient is None:
+            return torch.zeros(int(self.batch_sizes[0]), 2, dtype=torch.bool)
+        read = (gradient if self.batch_first else gradient.transpose(0, 1)).flatten(2).any(-1).cpu()
+        real = (
+            torch.arange(len(read))[:, None] < nn.functional.pad(self.batch_sizes, (0, read.shape[1]))[: read.shape[1]]
+        )
+        return torch.stack([(read & real).any(1), (read & ~real).any(1)], dim=1)
+
+
+def _gradient(result: Tensor, tensor: Tensor) -> Tensor | None:
+    """The gradient of a random sum of ``result``; None where nothing depends on the tensor."""
+    if not result.requires_grad or not tensor.requires_grad:
+        return None
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(0)).to(result)  # probabilities sum to 1
+    (gradient,) = torch.autograd.grad(result, tensor, weights, retain_graph=True, allow_unused=True)
+    return None if gradient is None else gradient.nan_to_num(0)  # nan is a finding of its own
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a module returned, and the calls of its LSTMs in order."""
+    """What a module returned, and the calls of its LSTMs and of ``pad_packed_sequence``, each in order."""
 
     result: Any
-    calls: list[LSTMCall] = field(default_factory=list)
+    calls: tuple[LSTMCall, ...]
+    unpacked: tuple[Unpacked, ...]
 
-    @property
+    @cached_property
+    def leaves(self) -> list[Tensor | PackedSequence]:
+        """Whatever in the result holds floating-point numbers."""
+        found = (leaf for leaf in leaves(self.result) if leaf.data.is_floating_point())
+        return [leaf for leaf in found if leaf.data.numel()]
+
+    @cached_property
     def outputs(self) -> list[Tensor]:
-        """Every tensor of floating-point numbers in the result."""
-        return [t for t in tensors(self.result) if t.is_floating_point()]
+        """The same as tensors; a PackedSequence comes padded, (N, T, width)."""
+        return [pad_packed_sequence(x, True)[0] if isinstance(x, PackedSequence) else x for x in self.leaves]
+
+    @cached_property
+    def unreadable(self) -> str:
+        """Why autograd cannot tell what the result reads, or nothing."""
+        wanted = [output.sum() for output in self.outputs if output.requires_grad]
+        if not wanted or not self.calls:
+            return "no gradient leads from the result to an LSTM"
+        data = [call.data for call in self.calls]
+        try:
+            gradients = torch.autograd.grad(wanted, data, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            return f"autograd says: {first_line(error)}"
+        for call, gradient in zip(self.calls, gradients, strict=True):
+            if gradient is None and not call.visible:  # in a reentrant checkpoint, for one
+                return f"{call.name} ran where gradients are off"
+        return ""
 
     def is_state(self, tensor: Tensor) -> bool:
         """Whether a tensor is the h_n or c_n of a call."""
         states = [state for call in self.calls for state in call.states]
         return any(state.shape == tensor.shape and torch.equal(state, tensor) for state in states)
 
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """``model(*batch)`` for a tuple, ``model(**batch)`` for a mapping, otherwise ``model(batch)``."""
-    if isinstance(batch, PackedSequence):  # a tuple too
-        return model(batch)
-    if isinstance(batch, tuple):
-        return model(*batch)
-    return model(**batch) if isinstance(batch, Mapping) else model(batch)
-
-
-def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of nested tuples, lists and mappings with every tensor changed; of a PackedSequence the data alone."""
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, PackedSequence):
-        return PackedSequence(change(tree.data), *tree[1:])
-    if isinstance(tree, Mapping):
-        return {name: map_tensors(value, change) for name, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        values = [map_tensors(value, change) for value in tree]
-        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-    return tree
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and mappings; a PackedSequence comes padded, (T, N, width)."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, PackedSequence):
-        yield pad_packed_sequence(tree)[0]
-    elif isinstance(tree, Mapping | tuple | list):
-        for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from tensors(value)
+    def counts_steps(self, tensor: Tensor, dim: int, calls: Sequence[LSTMCall] | None = None) -> bool:
+        """Whether a dimension of a result counts steps: whether its first and its last slice read different ones."""
+        for call in self.calls if calls is None else calls:
+            end = min(tensor.shape[dim], call.input.shape[-2]) - 1  # behind a packed run there may be more zeros
+            slices = [call.steps_read(tensor.select(dim, at)) for at in (0, end)] if call.batched else []
+            read = [changed_along(mask, 1) for mask in slices if mask is not None and bool(mask.any())]
+            if len(read) == 2 and read[0] != read[1]:
+                return True
+        return False
 
 
 def run(
-    model: nn.Module, batch: Any, inspect: Inspect | None = None, edit: Edit | None = None, noise: int | None = None
+    model: nn.Module,
+    batch: Any,
+    inspect: Inspect | None = None,
+    edit: Edit | None = None,
+    noise: tuple[int, float] | None = None,
+    more_steps: int = 0,
 ) -> Run:
     """Call a copy of the module in eval mode, always with the same random numbers.
 
@@ -123,31 +166,39 @@ def run(
         model: left as it is.
         batch: its arguments, see :func:`call`.
         inspect: called before each LSTM with its name, itself, and its arguments; may raise.
-        edit: called with each LSTM and its unpacked input; returns the input to use instead.
-        noise: replace what the LSTMs put out by random numbers from this seed: what reads it is asked at another point.
+        edit: called with the number of the call, the LSTM, and its unpacked input; returns the input to use instead.
+        noise: seed and size of the random numbers that replace what the LSTMs put out: what reads it is asked at
+            another point.
+        more_steps: steps of zeros that every unpacking appends.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model)
     calls: list[LSTMCall] = []
 
     def before(name: str, module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
         if inspect:
             inspect(name, module, arguments, keywords)
-        if edit and arguments and isinstance(arguments[0], Tensor):
-            arguments = (edit(module, arguments[0]), *arguments[1:])
-        return arguments, keywords
+        given = input_of(arguments, keywords)
+        if edit and isinstance(given, Tensor):
+            given = edit(len(calls), module, given)
+            return ((given, *arguments[1:]), keywords) if arguments else ((), keywords | {"input": given})
+        return None
 
     def after(name: str, module: nn.Module, arguments: Any, keywords: dict[str, Any], result: Any) -> Any:
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor | PackedSequence):
+            return None  # a subclass with a call of its own
         output, states = result
         data = output.data if isinstance(output, PackedSequence) else output
         if noise is not None:
-            generator = torch.Generator().manual_seed(noise)
-            data = torch.randn(data.shape, generator=generator).to(data) + 0 * data
-        if not data.requires_grad:
+            generator = torch.Generator().manual_seed(noise[0])
+            drawn = noise[1] * torch.randn(data.shape, generator=generator)
+            data = drawn.to(data) + (data - data.detach())  # the gradient passes to what lies below
+        if not data.requires_grad:  # a frozen LSTM
             data = data.detach().requires_grad_()
         output = PackedSequence(data, *output[1:]) if isinstance(output, PackedSequence) else data
-        given = arguments[0] if arguments else keywords["input"]
-        (x, lengths), (y, _) = _padded(module, given), _padded(module, output)
-        calls.append(LSTMCall(name, module, x.detach(), y, tuple(states), lengths, output))
+        x, lengths = padded(module, input_of(arguments, keywords))
+        calls.append(
+            LSTMCall(len(calls), name, module, x.detach(), tuple(states), lengths, output, torch.is_grad_enabled())
+        )
         return output, states
 
     for name, module in model.named_modules():
@@ -155,13 +206,35 @@ def run(
             label = name or type(module).__name__
             module.register_forward_pre_hook(lambda m, a, k, n=label: before(n, m, a, k), with_kwargs=True)
             module.register_forward_hook(lambda m, a, k, r, n=label: after(n, m, a, k, r), with_kwargs=True)
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.enable_grad(), _Unpacking(more_steps) as unpacking:
         torch.manual_seed(0)
-        result = call(model, map_tensors(batch, lambda tensor: tensor.detach().clone()))
-    return Run(result, calls)
+        result = call_with(model, detached(batch))
+    return Run(result, tuple(calls), tuple(unpacking.seen))  # a checkpoint calls its LSTM again, later
 
 
-def _padded(module: nn.Module, x: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
+class _Unpacking(TorchFunctionMode):
+    """While it is active, ``pad_packed_sequence`` is recorded, and appends so many steps of padding."""
+
+    def __init__(self, more_steps: int) -> None:
+        super().__init__()
+        self.more_steps = more_steps
+        self.seen: list[Unpacked] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "_pad_packed_sequence":
+            return func(*args, **(kwargs or {}))
+        *others, total_length = args
+        result = func(*others, total_length + self.more_steps)
+        self.seen.append(Unpacked(result[0], args[1], args[2]))
+        return result
+
+
+def input_of(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """The input among the arguments of an LSTM's call."""
+    return arguments[0] if arguments else keywords["input"]
+
+
+def padded(module: nn.Module, x: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
     """A sequence as (N, T, width), and its lengths if it was packed; an unbatched one stays (T, width)."""
     if isinstance(x, PackedSequence):
         return pad_packed_sequence(x, batch_first=True)
@@ -170,10 +243,14 @@ def _padded(module: nn.Module, x: Tensor | PackedSequence) -> tuple[Tensor, Tens
 
 def changed(before: Tensor, after: Tensor) -> Tensor:
     """Where two tensors differ by more than rounding: bool, of their shape."""
-    scale = before.abs().max().clamp(min=1e-30)
-    return (before - after).abs() > ROUNDING * scale
+    before, after = before.detach(), after.detach()
+    largest = before[before.isfinite()].abs().amax() if bool(before.isfinite().any()) else 0
+    near = (before - after).abs() <= ROUNDING * torch.finfo(before.dtype).eps * largest
+    same = near | (before == after) | (before.isnan() & after.isnan())
+    return ~same
 
 
 def changed_along(mask: Tensor, dim: int) -> set[int]:
     """The positions along a dimension at which a mask is set anywhere."""
-    return set(mask.movedim(dim, 0).flatten(1).any(1).nonzero().flatten().tolist())
+    others = [d for d in range(mask.dim()) if d != dim]
+    return set((mask.any(others) if others else mask).nonzero().flatten().tolist())

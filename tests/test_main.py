@@ -113,3 +113,147 @@ for tool in TOOLS:
 def test_the_package_needs_none_of_the_tools_that_build_the_book(tmp_path):
     done = run_python("-c", WITHOUT_THE_BOOK, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, LSTMSpec(2, 3).describe() + "\n"), done.stderr
+
+
+BUILDERS = """
+import torch
+from torch import nn
+
+lengths = torch.tensor([3, 2])
+x = torch.randn(2, 3, 4)
+sound = nn.LSTM(4, 5, batch_first=True)
+
+
+def healthy():
+    return {"model": sound, "batch": x, "batch_dim": 0}
+
+
+def warned():
+    with torch.no_grad():
+        lstm = nn.LSTM(4, 5, batch_first=True)
+        for bias in (lstm.bias_ih_l0, lstm.bias_hh_l0):
+            bias[5:10] = 1
+    return lstm, x
+
+
+def wrong():
+    return nn.LSTM(4, 5), x, lengths
+
+
+def raising():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = sound
+
+        def forward(self, x):
+            raise RuntimeError("a mistake of my own")
+
+    return Model(), x
+
+
+def failing():
+    raise ValueError("my data is missing")
+
+
+def nothing():
+    return None
+
+
+def four():
+    return 1, 2, 3, 4
+
+
+def misspelt():
+    return {"model": sound, "batch": x, "length": lengths}
+
+
+def incomplete():
+    return {"batch": x}
+
+
+def misfit():
+    return sound, x, [1, 2, 3, 1]
+
+
+def needy(batch_size):
+    return sound, x
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def builders(tmp_path, monkeypatch):
+    (tmp_path / "builders_of_a_test.py").write_text(BUILDERS, encoding="utf-8")
+    (tmp_path / "broken_of_a_test.py").write_text("import no_such_package", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("builders")
+@pytest.mark.parametrize(
+    ("name", "status", "printed"),
+    [
+        ("healthy", 0, "no pitfall found\n"),
+        ("warned", 0, "warning P17: a forget bias written to both vectors"),
+        ("wrong", 1, "error P02: batch_first forgotten\n  seen: "),
+    ],
+)
+def test_diagnose_prints_the_findings(capsys, name, status, printed):
+    assert main(["diagnose", f"builders_of_a_test:{name}"]) == status
+    output = capsys.readouterr()
+    assert output.out.startswith(printed)
+    assert output.err == ""
+
+
+@pytest.mark.usefixtures("builders")
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        ("builders_of_a_test", "expected MODULE:FUNCTION, such as my_module:build_model, got 'builders_of_a_test'"),
+        (":healthy", "expected MODULE:FUNCTION"),
+        (".builders:healthy", "expected MODULE:FUNCTION"),
+        ("no_such_module:healthy", "no module 'no_such_module' here"),
+        ("builders_of_a_test:number", "has no function 'number'"),
+        ("builders_of_a_test:absent", "has no function 'absent'"),
+        ("builders_of_a_test:needy", "must be a function that needs no arguments: missing a required argument"),
+        (
+            "builders_of_a_test:nothing",
+            "must return (model, batch), (model, batch, lengths) or a mapping, got None",
+        ),
+        ("builders_of_a_test:four", "or a mapping, got a tuple of 4"),
+        ("builders_of_a_test:misspelt", "returned ['length']; lstm_utils.diagnose takes ['model', 'batch', 'lengths'"),
+        ("builders_of_a_test:incomplete", "returned ['batch'], and model is missing"),
+        ("builders_of_a_test:misfit", "4 lengths"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_one_clear_line(capsys, builder, message):
+    assert main(["diagnose", builder]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert message in output.err
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("builders")
+@pytest.mark.parametrize(
+    ("builder", "kind", "message"),
+    [
+        ("builders_of_a_test:raising", RuntimeError, "a mistake of my own"),
+        ("builders_of_a_test:failing", ValueError, "my data is missing"),
+        ("broken_of_a_test:healthy", ModuleNotFoundError, "no_such_package"),
+    ],
+)
+def test_an_error_of_the_readers_own_code_keeps_its_traceback(builder, kind, message):
+    with pytest.raises(kind, match=message):
+        main(["diagnose", builder])
+
+
+def test_diagnose_runs_as_a_module_from_the_readers_folder(builders):
+    done = run_python("-m", "lstm_utils", "diagnose", "builders_of_a_test:wrong", cwd=builders)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "error P02" in done.stdout
+    assert "MODULE:FUNCTION" in run_python("-m", "lstm_utils", "diagnose", "--help", cwd=builders).stdout

@@ -1,0 +1,85 @@
+"""diagnose_ctc against nn.CTCLoss itself."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples
+from torch import nn
+
+from lstm_utils import diagnose_ctc
+
+
+@st.composite
+def arguments(draw):
+    """Arguments of nn.CTCLoss with classes 1 to 3, the blank being 0: (log_probs, targets, frames, labels)."""
+    labels = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    frames = [draw(st.integers(1, 9)) for _ in labels]
+    rows = [draw(st.lists(st.integers(1, 3), min_size=n, max_size=n)) for n in labels]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    log_probs = torch.randn(max(frames), len(labels), 4, generator=generator).log_softmax(-1)
+    if draw(st.booleans()):
+        targets = torch.tensor([label for row in rows for label in row])
+    else:
+        targets = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # padded with blanks
+    return log_probs, targets, torch.tensor(frames), torch.tensor(labels)
+
+
+@given(arguments())
+@examples["many"]
+def test_room_is_missing_exactly_where_the_loss_is_infinite(drawn):
+    diagnosis = diagnose_ctc(*drawn)
+    infinite = nn.CTCLoss(reduction="none")(*drawn).isinf()
+    assert {int(finding.seen.split()[1]) for finding in diagnosis.findings} == set(
+        infinite.nonzero().flatten().tolist()
+    )
+    assert all("frames and needs" in finding.seen for finding in diagnosis.findings)
+
+
+def call(**changed):
+    good = {
+        "log_probs": torch.zeros(6, 2, 4).log_softmax(-1),
+        "targets": torch.tensor([[1, 2], [3, 1]]),
+        "input_lengths": [6, 6],
+        "target_lengths": [2, 2],
+    }
+    return diagnose_ctc(**good | changed)
+
+
+def test_nothing_is_found_in_sound_arguments():
+    assert call().findings == ()
+
+
+def test_raw_scores_are_found():
+    (finding,) = call(log_probs=torch.ones(6, 2, 4)).findings
+    assert finding.pitfall == "P22"
+    assert finding.seen == "no log-probabilities: the classes of a frame sum to 10.9, not to 1"
+
+
+def test_half_precision_is_no_fault():
+    assert call(log_probs=torch.randn(6, 2, 4).log_softmax(-1).half()).findings == ()
+
+
+@pytest.mark.parametrize("blank", [0, 3])
+def test_a_blank_among_the_labels_is_found(blank):
+    targets = torch.tensor([[1, 2], [1, blank]])
+    (finding,) = call(targets=targets, blank=blank).findings
+    assert finding.seen == f"the target of sample 1 contains {blank}, the blank"
+
+
+def test_padding_of_a_target_is_no_blank():
+    assert call(targets=torch.tensor([[1, 0], [3, 1]]), target_lengths=[1, 2]).findings == ()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"log_probs": torch.zeros(6, 4)},
+        {"input_lengths": [6]},
+        {"target_lengths": [2, 2, 2]},
+        {"targets": torch.ones(2, 2, 2)},
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(changed):
+    with pytest.raises(ValueError, match=r"expected log_probs \(T, N, C\), targets \(N, S\) or \(sum,\).*; got \("):
+        call(**changed)

@@ -1,0 +1,133 @@
+"""The record of the pitfalls: what it holds, how a message finds its entry, and what it refuses."""
+
+import pytest
+
+from lstm_utils.findings import Diagnosis, Finding
+from lstm_utils.pitfalls import Pitfall, PitfallError, find_pitfalls, normalize, parse_pitfalls, pitfall, pitfalls
+
+MESSAGES = [(entry.id, message) for entry in pitfalls().values() for message in entry.messages]
+VARIANTS = {
+    "as it is": lambda message: message,
+    "other numbers": lambda message: message.replace("20", "64").replace("10", "7").replace("15", "2048"),
+    "another rank": lambda message: message.replace("(1, 4, 20)", "(4, 20)").replace("(1, 3, 20)", "(1, 2, 3, 20)"),
+    "in a traceback": lambda message: f'Traceback (most recent call last):\n  File "a.py", line 3\nE: {message}\n\n',
+    "in capitals": str.upper,
+    "broken into lines": lambda message: message.replace(" ", "\n   "),
+    "surrounded": lambda message: f"epoch 3: {message} (retrying)",
+}
+UNRELATED = (
+    "",
+    "IndexError: list index out of range",
+    "RuntimeError: CUDA out of memory. Tried to allocate 20.00 MiB",
+    "KeyError: 'weight_ih_l0'",
+    "ValueError: optimizer got an empty parameter list",
+    "RuntimeError: Error(s) in loading state_dict for LSTM: size mismatch for weight_ih_l0",
+    "TypeError: forward() missing 1 required positional argument: 'x'",
+    "RuntimeError: expected scalar type Float but found Long",
+    "IndexError: index out of range in self",
+    "AssertionError",
+    "RuntimeError: a leaf Variable that requires grad is being used in an in-place operation.",
+    "RuntimeError: shape '[3, 4]' is invalid for input of size 10",
+    "AttributeError: 'tuple' object has no attribute 'shape'",
+    "RuntimeError: Input and parameter tensors are not at the same device",
+    "The quick brown fox jumps over the lazy dog",
+)
+
+
+def test_every_pitfall_is_there_in_order():
+    assert list(pitfalls()) == [f"P{number:02}" for number in range(1, 33)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize(("name", "message"), MESSAGES)
+def test_a_message_finds_its_pitfall(name, message, variant):
+    found = [entry.id for entry in find_pitfalls(variant(message))]
+    assert name in found[:3]
+
+
+@pytest.mark.parametrize("message", [message for _, message in MESSAGES])
+def test_a_verbatim_message_comes_first(message):
+    same = [other for other, known in MESSAGES if known == message or known in message or message in known]
+    assert find_pitfalls(f"RuntimeError: {message}")[0].id in same
+
+
+@pytest.mark.parametrize("message", UNRELATED)
+def test_an_unrelated_message_finds_nothing(message):
+    assert find_pitfalls(message) == []
+
+
+def test_the_index_of_a_state_is_kept_and_other_numbers_are_not():
+    assert normalize("Expected hidden[0] size (1, 3, 20)") == "expected hidden[0] size (#)"
+    assert normalize("hidden[0]") != normalize("hidden[1]")
+    assert normalize("a  1.5\n B") == "a # b"
+    assert find_pitfalls("Expected hidden[1] size (2, 8, 64), got [2, 8, 16]")[0].id == "P21"
+
+
+GOOD = "- {id: P90, title: t, cause: c, cure: d, silent: s}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: b", "a list of entries"),
+        ("[3]", "a list of entries"),
+        (GOOD.replace("cure: d, ", ""), "P90: fields missing or unknown: cure"),
+        (GOOD.replace("cure", "curé"), "P90: fields missing or unknown: cure, curé"),
+        (GOOD.replace("title: t", "title: 3"), "P90: every field is text"),
+        (GOOD.replace("title: t", "title: ' '"), "P90: every field is text"),
+        (GOOD.replace("silent: s", "messages: s"), "P90: every field is text, and messages a list"),
+        (GOOD.replace("silent: s", "messages: [1]"), "P90: every field is text"),
+        (GOOD.replace(", silent: s", ""), "P90: says nothing and is not silent"),
+        (GOOD + "\n" + GOOD, "P90 is listed twice"),
+    ],
+)
+def test_a_damaged_record_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_pitfalls(text)
+
+
+def test_a_sound_record_is_read():
+    assert parse_pitfalls(GOOD) == {"P90": Pitfall("P90", "t", "c", "d", silent="s")}
+
+
+def test_an_unknown_pitfall_is_named():
+    with pytest.raises(KeyError, match="no pitfall 'P99'; the known ones are P01, P02"):
+        pitfall("P99")
+
+
+FOUND = Diagnosis((Finding("P02", "this"), Finding("P18", "that")))
+
+
+def test_what_was_seen_is_held_against_the_record():
+    shown = pitfall("P13").expect("RuntimeError: " + pitfall("P13").messages[0])
+    assert repr(shown) == "P13: RuntimeError: " + pitfall("P13").messages[0]
+    assert repr(pitfall("P02").expect(FOUND)) == "P02: diagnose, error: this"
+    assert repr(pitfall("P18").expect(pitfall("P18").messages[0], FOUND)).endswith("\ndiagnose, warning: that")
+    assert repr(pitfall("P16").happens(True, "counted")) == "P16: counted"
+    assert pitfall("P06").show().seen == pitfall("P06").messages[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pitfall("P13").expect("ValueError: something else"), "P13 is recorded as saying Length of all"),
+        (lambda: pitfall("P02").expect("RuntimeError: x"), "P02 is recorded as saying nothing; now it says: Runtime"),
+        (lambda: pitfall("P03").expect(FOUND), "diagnose did not find P03 here; it found P02, P18"),
+        (lambda: pitfall("P03").expect(Diagnosis(())), "diagnose did not find P03 here; it found nothing"),
+        (lambda: pitfall("P16").happens(False, "counted"), "P16 is recorded as silent: LSTM.*now: counted"),
+        (lambda: pitfall("P13").happens(True, "counted"), "P13 is recorded as silent: never; now: counted"),
+        (lambda: pitfall("P01").show(), "P01 can be executed here"),
+    ],
+)
+def test_a_pitfall_that_shows_itself_otherwise_is_noticed(call, message):
+    with pytest.raises(PitfallError, match=message):
+        call()
+
+
+def test_a_symptom_displays_the_message_as_it_is_and_the_record_around_it():
+    markdown = pitfall("P05").expect("RuntimeError: " + pitfall("P05").messages[0] + " 1" * 60)._repr_markdown_()
+    fenced, _, rest = markdown.removeprefix("```text\n").partition("\n```\n\n")
+    assert " ".join(fenced.split()) == "RuntimeError: " + pitfall("P05").messages[0] + " 1" * 60
+    assert max(map(len, fenced.splitlines())) <= 80
+    assert rest == f"**Cause**: {pitfall('P05').cause}\n\n**Cure**: {pitfall('P05').cure}"
+    assert "**Not executed here**: It needs" in pitfall("P06").show()._repr_markdown_()
