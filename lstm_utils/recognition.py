@@ -16,7 +16,7 @@ from lstm_utils.spec import LSTMSpec
 from lstm_utils.trees import first_line, tensors
 
 # Messages that much else gives as well: they count only where an LSTM raised them.
-OF_AN_LSTM = {"P01", "P08", "P10", "P20", "P21", "P30", "P31"}
+OF_AN_LSTM = {"P01", "P08", "P20", "P21", "P30", "P31"}
 
 
 class UndefinedCallError(Exception):
@@ -80,7 +80,7 @@ def _pitfall_of(case: Case, error: Exception, message: str) -> str | None:
         packing = frame.f_locals if frame.f_code.co_name == "pack_padded_sequence" else {}
         if ("P10" in known and packing) or (not known and packing.get("sorted_indices") is not None):
             return "P10" if _steps_beside(case, len(packing["lengths"])) else None
-    if not known:
+    if not known or known[0] == "P10":
         return None
     if known[0] in OF_AN_LSTM and not any(is_lstm(frame.f_locals.get("self")) for frame in frames):
         return None
