@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_utils.findings import Case, Layout
-from lstm_utils.probe import Run, changed, changed_along
+from lstm_utils.probe import Run
 from lstm_utils.reference import ReferenceLSTM
-from lstm_utils.trees import map_tensors
+from lstm_utils.trees import changed, changed_along, map_tensors
 
 # The noise in a changed sample, in standard deviations of the batch: what passes many layers must still be seen.
 LOUD = 5

@@ -14,7 +14,7 @@ from lstm_utils.detectors import check_parameters, check_samples, lstms
 from lstm_utils.findings import Case, Diagnosis
 from lstm_utils.padding import check_padding, check_zeros, settle_lengths, valid_entries
 from lstm_utils.pitfalls import find_pitfalls
-from lstm_utils.probe import Run, is_lstm, run
+from lstm_utils.probe import Run, experiment, is_lstm, run
 from lstm_utils.recognition import UndefinedCallError, check_call, give_up, recognize
 from lstm_utils.sequences import Lengths
 from lstm_utils.steps import check_reads, check_unpacking
@@ -37,8 +37,9 @@ def diagnose(
     Args:
         model: an ``nn.LSTM``, a ``ReferenceLSTM``, or any module that contains one.
         batch: what the module is called with: ``model(*batch)`` for a tuple, ``model(**batch)`` for a mapping, and
-            ``model(batch)`` for anything else. The first tensor of two or more dimensions must hold the samples.
-        lengths: valid steps of each sequence, N integers, when the batch is padded.
+            ``model(batch)`` for anything else. The first tensor of two or more dimensions, or packed sequence, must
+            hold the samples.
+        lengths: valid steps of each sequence, N integers, when the batch is padded. A packed one brings its own.
         batch_dim: which of the first two dimensions of that tensor counts the samples, 0 or 1. Where only one of
             them is as long as ``lengths``, that one is taken. With neither, samples cannot be told from steps, and the
             diagnosis says that it did not look.
@@ -46,8 +47,9 @@ def diagnose(
         target: its second argument.
 
     Returns:
-        the findings, and what could not be checked. No finding does not make a model good: what lies in the training
-        loop or in the data is out of sight (``undetected`` in ``pitfalls.yml``).
+        the findings, and what could not be checked. One finding may hide another (where samples are read as steps, what
+        is padding cannot be said), so diagnose again after the repair. No finding does not make a model good: what lies
+        in the training loop or in the data is out of sight (``undetected`` in ``pitfalls.yml``).
 
     Raises:
         TypeError: ``model`` is no module, or contains no LSTM.
@@ -187,9 +189,7 @@ def _check_training(case: Case, called: set[str]) -> None:
     trained = {name: parameters for name, parameters in trained.items() if parameters}
     if not trained:
         return
-    # cuDNN cannot go backward in eval mode (P27)
-    with torch.random.fork_rng(), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        torch.manual_seed(0)
+    with experiment():
         for again in (False, True):
             try:
                 with warnings.catch_warnings(record=True) as caught:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lstm_utils.findings import Case
-from lstm_utils.probe import LSTMCall, Run, changed, changed_along, run
+from lstm_utils.probe import LSTMCall, Run, run
+from lstm_utils.trees import changed, changed_along
 
 
 def settle_lengths(case: Case, base: Run) -> None:

@@ -37,7 +37,8 @@ class Symptom:
         pitfall = self.pitfall
         lines = self.seen.splitlines()
         seen = "\n".join(textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False) for line in lines)
-        parts = [f"```text\n{seen}\n```"]
+        fence = max(re.findall("`{3,}", seen), default="``") + "`"  # longer than any inside
+        parts = [f"{fence}text\n{seen}\n{fence}"]
         labels = {"In silence": pitfall.silent, "Cause": pitfall.cause, "Cure": pitfall.cure}
         labels |= {"Beyond `diagnose`": pitfall.undetected, "Not executed here": pitfall.unexecuted}
         return "\n\n".join(parts + [f"**{label}**: {text}" for label, text in labels.items() if text])

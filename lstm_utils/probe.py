@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 
 from lstm_utils.reference import ReferenceLSTM
-from lstm_utils.trees import call_with, copy_of, detached, first_line, leaves
-
-# Smaller changes are rounding: in units of the last place of a tensor's largest entry.
-ROUNDING = 4
+from lstm_utils.trees import call_with, changed_along, copy_of, detached, first_line, leaves
 
 Inspect = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None]
 Edit = Callable[[int, nn.Module, Tensor], Tensor]
@@ -152,6 +150,17 @@ class Run:
         return False
 
 
+@contextmanager
+def experiment() -> Iterator[None]:
+    """The same random numbers each time; autograd on, and cuDNN off: it cannot go backward in eval mode (P27)."""
+    on_gpu = torch.cuda.default_generators  # none before CUDA is in use; torch.manual_seed would seed it then, later
+    fork = torch.random.fork_rng(range(len(on_gpu)))
+    with fork, torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        for generator in (torch.default_generator, *on_gpu):
+            generator.manual_seed(0)
+        yield
+
+
 def run(
     model: nn.Module,
     batch: Any,
@@ -206,8 +215,7 @@ def run(
             label = name or type(module).__name__
             module.register_forward_pre_hook(lambda m, a, k, n=label: before(n, m, a, k), with_kwargs=True)
             module.register_forward_hook(lambda m, a, k, r, n=label: after(n, m, a, k, r), with_kwargs=True)
-    with torch.random.fork_rng(), torch.enable_grad(), _Unpacking(more_steps) as unpacking:
-        torch.manual_seed(0)
+    with experiment(), _Unpacking(more_steps) as unpacking:
         result = call_with(model, detached(batch))
     return Run(result, tuple(calls), tuple(unpacking.seen))  # a checkpoint calls its LSTM again, later
 
@@ -239,18 +247,3 @@ def padded(module: nn.Module, x: Tensor | PackedSequence) -> tuple[Tensor, Tenso
     if isinstance(x, PackedSequence):
         return pad_packed_sequence(x, batch_first=True)
     return (x if module.batch_first or x.dim() == 2 else x.transpose(0, 1)), None
-
-
-def changed(before: Tensor, after: Tensor) -> Tensor:
-    """Where two tensors differ by more than rounding: bool, of their shape."""
-    before, after = before.detach(), after.detach()
-    largest = before[before.isfinite()].abs().amax() if bool(before.isfinite().any()) else 0
-    near = (before - after).abs() <= ROUNDING * torch.finfo(before.dtype).eps * largest
-    same = near | (before == after) | (before.isnan() & after.isnan())
-    return ~same
-
-
-def changed_along(mask: Tensor, dim: int) -> set[int]:
-    """The positions along a dimension at which a mask is set anywhere."""
-    others = [d for d in range(mask.dim()) if d != dim]
-    return set((mask.any(others) if others else mask).nonzero().flatten().tolist())

@@ -1,4 +1,4 @@
-"""What a module is called with and what it returns: tensors in nested tuples, lists and mappings; and its copies."""
+"""Tensors in nested tuples, lists and mappings: what a module is called with and returns, and where they differ."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+# Smaller changes are rounding: in units of the last place of a tensor's largest entry.
+ROUNDING = 4
 
 
 def call_with(model: nn.Module, batch: Any) -> Any:
@@ -53,11 +57,28 @@ def detached(batch: Any) -> Any:
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A copy in eval mode. Tensors that the module keeps lead back into no graph: torch would not copy those."""
+    """A copy in eval mode, without gradients. What it keeps leads back into no graph: torch would not copy that."""
     kept = [t for module in model.modules() for t in tensors(vars(module)) if t.grad_fn is not None]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept}).eval()
+    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept}).eval()
+    copied.zero_grad()
+    return copied
 
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message."""
     return str(error).partition("\n")[0]
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """Where two tensors differ by more than rounding: bool, of their shape."""
+    before, after = before.detach(), after.detach()
+    largest = before[before.isfinite()].abs().amax() if bool(before.isfinite().any()) else 0
+    near = (before - after).abs() <= ROUNDING * torch.finfo(before.dtype).eps * largest
+    same = near | (before == after) | (before.isnan() & after.isnan())
+    return ~same
+
+
+def changed_along(mask: Tensor, dim: int) -> set[int]:
+    """The positions along a dimension at which a mask is set anywhere."""
+    others = [d for d in range(mask.dim()) if d != dim]
+    return set((mask.any(others) if others else mask).nonzero().flatten().tolist())

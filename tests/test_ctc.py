@@ -26,7 +26,7 @@ def arguments(draw):
 
 
 @given(arguments())
-@examples["many"]
+@examples["some"]
 def test_room_is_missing_exactly_where_the_loss_is_infinite(drawn):
     diagnosis = diagnose_ctc(*drawn)
     infinite = nn.CTCLoss(reduction="none")(*drawn).isinf()
@@ -56,6 +56,25 @@ def test_raw_scores_are_found():
     assert finding.seen == "no log-probabilities: the classes of a frame sum to 10.9, not to 1"
 
 
+def test_nan_is_found():
+    (finding,) = call(log_probs=torch.full((6, 2, 4), torch.nan)).findings
+    assert finding.seen == "no log-probabilities: the classes of a frame sum to nan, not to 1"
+
+
+def test_what_stands_behind_the_last_frame_is_not_looked_at():
+    log_probs = torch.zeros(6, 2, 4).log_softmax(-1)
+    log_probs[4:, 1] = 0
+    assert call(log_probs=log_probs, input_lengths=[6, 4]).findings == ()
+    assert call(log_probs=log_probs, input_lengths=[6, 5]).ids == ("P22",)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_that_is_no_class_is_found(label):
+    """The loss reads outside its tensor then, and says nothing."""
+    (finding,) = call(targets=torch.tensor([[1, 2], [1, label]])).findings
+    assert finding.seen == f"the target of sample 1 contains {label}, and the classes are 0 to 3"
+
+
 def test_half_precision_is_no_fault():
     assert call(log_probs=torch.randn(6, 2, 4).log_softmax(-1).half()).findings == ()
 
@@ -83,3 +102,21 @@ def test_padding_of_a_target_is_no_blank():
 def test_shapes_that_do_not_fit_are_refused(changed):
     with pytest.raises(ValueError, match=r"expected log_probs \(T, N, C\), targets \(N, S\) or \(sum,\).*; got \("):
         call(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"input_lengths": [6, 7]}, "input_lengths must lie from 0 to T = 6, got 7"),
+        ({"target_lengths": [2, 3]}, "target_lengths must lie from 0 to S = 2, got 3"),
+        ({"target_lengths": [2, -1]}, "target_lengths must lie from 0 to S = 2, got -1"),
+        ({"targets": torch.tensor([1, 2, 3])}, r"target_lengths \[2, 2\] must sum to the 3 labels of the targets"),
+    ],
+)
+def test_lengths_that_the_loss_refuses_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        call(**changed)
+    good = {"log_probs": torch.zeros(6, 2, 4), "targets": torch.tensor([[1, 2], [3, 1]])}
+    arguments = good | {"input_lengths": [6, 6], "target_lengths": [2, 2]} | changed
+    with pytest.raises(RuntimeError):
+        nn.CTCLoss()(*(torch.as_tensor(value) for value in arguments.values()))

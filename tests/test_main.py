@@ -1,9 +1,11 @@
+import runpy
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import lstm_utils.__main__
 from lstm_utils import LSTMSpec
 from lstm_utils.__main__ import DTYPES, main
 
@@ -147,7 +149,7 @@ def raising():
             self.lstm = sound
 
         def forward(self, x):
-            raise RuntimeError("a mistake of my own")
+            raise ValueError("a mistake of my own")
 
     return Model(), x
 
@@ -242,7 +244,7 @@ def test_what_cannot_be_diagnosed_is_one_clear_line(capsys, builder, message):
 @pytest.mark.parametrize(
     ("builder", "kind", "message"),
     [
-        ("builders_of_a_test:raising", RuntimeError, "a mistake of my own"),
+        ("builders_of_a_test:raising", ValueError, "a mistake of my own"),
         ("builders_of_a_test:failing", ValueError, "my data is missing"),
         ("broken_of_a_test:healthy", ModuleNotFoundError, "no_such_package"),
     ],
@@ -256,4 +258,23 @@ def test_diagnose_runs_as_a_module_from_the_readers_folder(builders):
     done = run_python("-m", "lstm_utils", "diagnose", "builders_of_a_test:wrong", cwd=builders)
     assert (done.returncode, done.stderr) == (1, "")
     assert "error P02" in done.stdout
-    assert "MODULE:FUNCTION" in run_python("-m", "lstm_utils", "diagnose", "--help", cwd=builders).stdout
+    done = run_python("-m", "lstm_utils", "diagnose", "builders_of_a_test:raising", cwd=builders)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback")
+    assert "a mistake of my own\nlstm_utils.diagnose: the module raised this, and no known" in done.stderr
+
+
+def test_the_help_of_diagnose_says_what_a_builder_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["diagnose", "--help"])
+    printed = capsys.readouterr().out
+    assert "MODULE:FUNCTION" in printed
+    assert "Exit status: 0 without errors" in printed
+
+
+def test_the_module_ends_with_the_status(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lstm_utils", "diagnose", "nothing"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(lstm_utils.__main__.__file__, run_name="__main__")
+    assert caught.value.code == 2
+    assert "expected MODULE:FUNCTION" in capsys.readouterr().err

@@ -31,6 +31,18 @@ UNRELATED = (
     "AttributeError: 'tuple' object has no attribute 'shape'",
     "RuntimeError: Input and parameter tensors are not at the same device",
     "The quick brown fox jumps over the lazy dog",
+    "RuntimeError: Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
+    "ValueError: Expected input batch_size (32) to match target batch_size (16).",
+    "RuntimeError: grad can be implicitly created only for scalar outputs",
+    "RuntimeError: stack expects each tensor to be equal size, but got [5] at entry 0 and [7] at entry 1",
+    "RuntimeError: Sizes of tensors must match except in dimension 1. Expected size 3 but got size 4 for tensor 1",
+    "IndexError: Dimension out of range (expected to be in range of [-2, 1], but got 2)",
+    "RuntimeError: Boolean value of Tensor with more than one value is ambiguous",
+    "RuntimeError: Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.",
+    "RuntimeError: Given groups=1, weight of size [8, 1, 3, 3], expected input[4, 3, 28, 28] to have 1 channels",
+    "RuntimeError: view size is not compatible with input tensor's size and stride. Use .reshape(...) instead.",
+    "IndexError: Target 5 is out of bounds.",
+    "RuntimeError: running_mean should contain 5 elements not 4",
 )
 
 
@@ -131,3 +143,12 @@ def test_a_symptom_displays_the_message_as_it_is_and_the_record_around_it():
     assert max(map(len, fenced.splitlines())) <= 80
     assert rest == f"**Cause**: {pitfall('P05').cause}\n\n**Cure**: {pitfall('P05').cure}"
     assert "**Not executed here**: It needs" in pitfall("P06").show()._repr_markdown_()
+
+
+@pytest.mark.parametrize("ticks", ["`", "``", "```", "`````"])
+def test_back_ticks_in_a_message_do_not_end_its_block(ticks):
+    seen = f"{pitfall('P13').messages[0]}\n{ticks}\nand {ticks}more"
+    lines = pitfall("P13").expect(seen)._repr_markdown_().splitlines()
+    fence = lines[0].removesuffix("text")
+    assert set(fence) == {"`"}
+    assert lines[3 : lines.index(fence)] == [ticks, f"and {ticks}more"]
