@@ -1,0 +1,61 @@
+"""Measured results that outlive the machine: the numbers as JSON, the figure beside them, and what they ran on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lstm_utils.measure import hardware
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_results(
+    name: str,
+    numbers: Mapping[str, Any],
+    figure: Figure,
+    device: torch.device | str = "cpu",
+    folder: Path | str = "../results",
+) -> tuple[Path, Path]:
+    """Write ``NAME.json`` and ``NAME.png``, each whole or not at all.
+
+    Args:
+        name: of the chapter, such as "10_gradient_clipping".
+        numbers: what was measured, and the settings that led to it: numbers, strings, lists and mappings.
+        figure: drawn from them.
+        device: what it ran on, for the description of the hardware that is stored beside the numbers.
+        folder: where to; the default is the repository's, seen from a running notebook.
+
+    Returns:
+        the paths of the two files.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: a number is infinite or not a number, which JSON cannot hold.
+        TypeError: a value is none of the kinds above.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder {str(folder)!r} does not exist; run from notebooks/, or pass folder=")
+    text = json.dumps({"hardware": asdict(hardware(device)), **numbers}, indent=1, allow_nan=False, ensure_ascii=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    written = []
+    for suffix, content in ((".json", f"{text}\n".encode()), (".png", picture.getvalue())):
+        path = folder / f"{name}{suffix}"
+        half = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            half.write_bytes(content)
+            half.replace(path)
+        finally:
+            half.unlink(missing_ok=True)
+        written.append(path)
+    return written[0], written[1]
