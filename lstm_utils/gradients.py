@@ -8,13 +8,14 @@ finite, one of which spoils all the others.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 
 class NonFiniteGradientError(ArithmeticError):
@@ -29,7 +30,7 @@ class ClipRecord:
         norms: Euclidean norm of each parameter's gradient before clipping, by the parameter's name.
         totals: that of all gradients of a group together, by the group's name ("" when there is one group).
         scales: what the gradients of each group were multiplied by: 1.0 if left alone, 0.0 if discarded.
-        nonfinite: the parameters whose norm is infinite or not a number; or, when only a group's norm is, all of it.
+        nonfinite: the parameters whose gradient's norm is infinite or not a number.
     """
 
     norms: Mapping[str, float]
@@ -58,11 +59,13 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     if not gradients:
         raise RuntimeError(f"none of the {len(parameters)} parameters has a gradient; call loss.backward() first")
-    wide = torch.promote_types  # the norm of float16 numbers seldom fits into a float16
-    return {
-        name: float(torch.linalg.vector_norm(gradient, dtype=wide(gradient.dtype, torch.float32)))
-        for name, gradient in gradients.items()
-    }
+    # In float64, where there is one: the square of 1e20 fits into no float32, nor that of 300 into a float16.
+    norms = [
+        torch.linalg.vector_norm(gradient, dtype=torch.float32 if gradient.device.type == "mps" else torch.float64)
+        for gradient in gradients.values()
+    ]
+    together = torch.stack([norm.to(norms[0].device) for norm in norms])  # one wait for the device, not one for each
+    return dict(zip(gradients, together.tolist(), strict=True))
 
 
 class GradientClipper:
@@ -80,7 +83,7 @@ class GradientClipper:
             ``optimizer.step()`` changes nothing. A ``GradScaler`` provokes such steps, and skips them too.
 
     Attributes:
-        log: a :class:`ClipRecord` for each call, the oldest first.
+        log: a :class:`ClipRecord` for each call, the oldest first. It grows; ``log.clear()`` empties it.
 
     Raises:
         TypeError: ``module`` is something else, such as ``module.parameters()``.
@@ -103,7 +106,7 @@ class GradientClipper:
         self.module = module
         self.max_norm = dict(max_norm) if isinstance(max_norm, Mapping) else {"": max_norm}
         for name, threshold in self.max_norm.items():
-            if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
+            if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not threshold > 0:
                 argument = f"max_norm[{name!r}]" if name else "max_norm"
                 raise ValueError(f"{argument} must be a positive number, or math.inf to log alone, got {threshold!r}")
         self.nonfinite = nonfinite
@@ -121,16 +124,13 @@ class GradientClipper:
             NonFiniteGradientError: under ``nonfinite="raise"``; the gradients are untouched, and the log has a record.
         """
         norms = gradient_norms(self.module)
-        groups = {name: group for name, group in self._groups().items() if any(p.grad is not None for p in group)}
-        tensors = {
-            name: get_total_norm([p.grad for p in group if p.grad is not None]) for name, group in groups.items()
+        totals = {
+            group: math.hypot(*found)
+            for group, parameters in self._groups().items()
+            if (found := [norms[name] for name in parameters if name in norms])
         }
-        totals = {name: float(total) for name, total in tensors.items()}
-        bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        # Each norm can be finite and the sum of their squares too large for the dtype: torch would scale all to 0.
-        bad = bad or [f"{name}.*" if name else "*" for name, total in totals.items() if not math.isfinite(total)]
-        if bad:
-            self.log.append(ClipRecord(norms, totals, dict.fromkeys(groups, 0.0), tuple(bad)))
+        if bad := tuple(name for name, norm in norms.items() if not math.isfinite(norm)):
+            self.log.append(ClipRecord(norms, totals, dict.fromkeys(totals, 0.0), bad))
             if self.nonfinite == "raise":
                 seen = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
                 raise NonFiniteGradientError(
@@ -139,22 +139,24 @@ class GradientClipper:
                 )
             self.module.zero_grad(set_to_none=True)
             return False
-        for name, group in groups.items():
-            clip_grads_with_norm_(group, self.max_norm[name], tensors[name])
+        for group, parameters in self._groups().items():
+            if group in totals:
+                total = torch.tensor(totals[group], dtype=torch.float64)
+                clip_grads_with_norm_(parameters.values(), self.max_norm[group], total)
         # 1e-6 as in torch, where it keeps a norm of 0 from dividing
-        scales = {name: min(1.0, self.max_norm[name] / (total + 1e-6)) for name, total in totals.items()}
+        scales = {group: min(1.0, float(self.max_norm[group]) / (total + 1e-6)) for group, total in totals.items()}
         self.log.append(ClipRecord(norms, totals, scales, ()))
         return True
 
-    def _groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters of each group."""
-        groups: dict[str, list[nn.Parameter]] = {name: [] for name in self.max_norm}
+    def _groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The parameters of each group, by name."""
+        groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in self.max_norm}
         for name, parameter in self.module.named_parameters():
             fitting = [group for group in groups if not group or f"{name}.".startswith(f"{group}.")]
             if len(fitting) != 1:
                 fits = f"fits the groups {fitting}" if fitting else f"fits no group of {list(groups)}"
                 raise ValueError(f"every parameter must fit one group, and {name!r} {fits}")
-            groups[fitting[0]].append(parameter)
+            groups[fitting[0]][name] = parameter
         if empty := [group for group, parameters in groups.items() if not parameters]:
             children = [name for name, _ in self.module.named_children()]
             raise ValueError(f"the groups {empty} have no parameters; the module's children are {children}")

@@ -1,14 +1,18 @@
+import io
 import itertools
+import json
 import os
 import platform
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lstm_utils import compare_times, hardware, measure, resolve_device
-from lstm_utils.measure import Ratio, Timings
+from lstm_utils.measure import Ratio, Timings, peak_memory, saved_bytes
 
 # Devices ---------------------------------------------------------------------------------------------------------
 
@@ -205,3 +209,102 @@ def test_calls_run_with_the_threads_asked_for(num_threads):
 def test_too_little_to_compare_is_refused(candidates, rounds, message):
     with pytest.raises(ValueError, match=message):
         compare_times(candidates, rounds=rounds)
+
+
+# Memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_for_backward_counts_once_and_without_what_exists_anyway():
+    x, w = torch.randn(10, 10), torch.randn(10, 10, requires_grad=True)
+    assert saved_bytes(lambda: x * w) == 400  # x alone: the gradient of x, which would need w, is not asked for
+    assert saved_bytes(lambda: x * w, [x]) == 0
+    assert saved_bytes(lambda: (x * w).exp() * x[2:5].sum() + (x * w)) == 400 + 400 + 4
+    assert saved_bytes(lambda: x * w, [x, x[0]]) == 0  # two tensors of one storage
+
+
+def test_nothing_is_kept_without_a_graph_nor_after_backward():
+    w = torch.randn(10, requires_grad=True)
+    with torch.no_grad():
+        assert saved_bytes(lambda: w.exp()) == 0
+    assert saved_bytes(lambda: w.exp().sum().backward()) == 0
+    assert w.grad is not None
+    assert saved_bytes(lambda: [w.exp().sum().item(), w.exp()]) == 40  # the graph of the first is gone
+
+
+def test_gradients_are_right_while_bytes_are_counted():
+    w, found = torch.randn(3, requires_grad=True), []
+
+    def call():
+        found.append(torch.autograd.grad((w**3).sum(), w)[0])
+
+    saved_bytes(call)
+    assert torch.allclose(found[0], 3 * w**2)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_the_peak_is_that_of_the_statement(size):
+    mebibytes = peak_memory(f"a = make({size}); del a; make(8)", "make = lambda m: torch.ones(m, 2**18)") / 2**20
+    assert size <= mebibytes < size + 16
+
+
+def test_the_peak_of_the_setup_does_not_count():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux")
+    assert peak_memory("torch.ones(16, 2**18)", "torch.ones(200, 2**18); print('done')") < 64 * 2**20
+
+
+def test_the_fresh_process_gets_device_and_threads_and_may_print():
+    peak_memory("print('x'); assert str(device) == 'cpu' and torch.get_num_threads() == 2", num_threads=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [("1 / 0", "ZeroDivisionError: division by zero$"), ("raise SystemExit(3)", "exit status 3$")]
+)
+def test_what_fails_in_the_fresh_process_is_told(call, message):
+    with pytest.raises(RuntimeError, match=f"^the fresh process failed: {message}"):
+        peak_memory(call)
+
+
+def test_peak_memory_refuses_a_device_it_cannot_read():
+    with pytest.raises(ValueError, match="can be measured on 'cpu' and 'cuda', got 'mps'"):
+        peak_memory("pass", device="mps")
+
+
+def order_here(monkeypatch, capsys, device):
+    """The number that the fresh process prints, in this process: coverage does not look into the other."""
+    order = {"call": "seen.append(2)", "setup": "seen = [1]", "device": device, "num_threads": torch.get_num_threads()}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(order)))
+    measure._peak_of_order()
+    return int(capsys.readouterr().out)
+
+
+def test_an_order_is_carried_out(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "_peak_resident", iter([100, 350]).__next__)
+    monkeypatch.setattr(measure, "Path", lambda _: Path("/nonexistent/clear_refs"))
+    assert order_here(monkeypatch, capsys, "cpu") == 250
+
+
+def test_on_cuda_the_peak_is_what_torch_allocated(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1700)
+    assert order_here(monkeypatch, capsys, "cuda") == 700
+
+
+@pytest.mark.parametrize(
+    ("status", "system", "expected"),
+    [
+        ("Name: x\nVmHWM:\t  12 kB\nVmRSS: 3 kB\n", "linux", 12 * 1024),
+        ("Name: x\n", "linux", 7 * 1024),
+        (None, "darwin", 7),
+    ],
+    ids=["Linux", "Linux without the line", "macOS"],
+)
+def test_the_peak_is_read_where_the_system_has_it(monkeypatch, tmp_path, status, system, expected):
+    resource = pytest.importorskip("resource")
+    if status is not None:
+        (tmp_path / "status").write_text(status, encoding="utf-8")
+    monkeypatch.setattr(measure, "Path", lambda _: tmp_path / "status")
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
+    assert measure._peak_resident() == expected
