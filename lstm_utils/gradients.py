@@ -1,6 +1,6 @@
 """Gradients before the optimizer sees them: their norms, and clipping that keeps a log and does not fail in silence.
 
-``torch.nn.utils`` does the arithmetic. What its ``clip_grad_norm_`` lets pass is refused here: parameters from an
+The arithmetic is that of ``torch.nn.utils.clip_grad_norm_``. What that lets pass is refused here: parameters from an
 exhausted generator, gradients that do not exist, a threshold that erases or reverses them, and values that are not
 finite, one of which spoils all the others.
 """
@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_
 
 
 class NonFiniteGradientError(ArithmeticError):
@@ -113,6 +112,7 @@ class GradientClipper:
         self.log: list[ClipRecord] = []
         self._groups()  # a group that fits nothing is refused now, not in the first step
 
+    @torch.no_grad()
     def clip(self) -> bool:
         """Clip in place, and append to the log.
 
@@ -139,12 +139,13 @@ class GradientClipper:
                 )
             self.module.zero_grad(set_to_none=True)
             return False
-        for group, parameters in self._groups().items():
-            if group in totals:
-                total = torch.tensor(totals[group], dtype=torch.float64)
-                clip_grads_with_norm_(parameters.values(), self.max_norm[group], total)
-        # 1e-6 as in torch, where it keeps a norm of 0 from dividing
+        # 1e-6 as in torch, where it keeps a norm of 0 from dividing. Multiplied here, since torch's own call wants the
+        # norm as a tensor, which on Apple's GPUs would be float32 and may overflow.
         scales = {group: min(1.0, float(self.max_norm[group]) / (total + 1e-6)) for group, total in totals.items()}
+        for group, parameters in self._groups().items():
+            for parameter in parameters.values():
+                if parameter.grad is not None and scales[group] < 1:
+                    parameter.grad.mul_(scales[group])
         self.log.append(ClipRecord(norms, totals, scales, ()))
         return True
 
