@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lstm_utils.files import write_whole
 from lstm_utils.measure import hardware
 
 if TYPE_CHECKING:
@@ -48,14 +48,7 @@ def save_results(
     text = json.dumps({"hardware": asdict(hardware(device)), **numbers}, indent=1, allow_nan=False, ensure_ascii=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
-    written = []
-    for suffix, content in ((".json", f"{text}\n".encode()), (".png", picture.getvalue())):
-        path = folder / f"{name}{suffix}"
-        half = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            half.write_bytes(content)
-            half.replace(path)
-        finally:
-            half.unlink(missing_ok=True)
-        written.append(path)
-    return written[0], written[1]
+    numbers_path, picture_path = folder / f"{name}.json", folder / f"{name}.png"
+    write_whole(numbers_path, f"{text}\n")
+    write_whole(picture_path, picture.getvalue())
+    return numbers_path, picture_path
