@@ -1,0 +1,218 @@
+"""Every runtime that runs here gives PyTorch's numbers, starts in a process of its own, and says no in words."""
+
+import copy
+import logging
+import os
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lstm_utils import other_runtimes, runtimes, torch_runtimes
+from lstm_utils.runtimes import RUNTIMES, NotRun, Runtime, cold_start, operators, prepare
+
+LSTM = nn.LSTM(5, 8).eval()
+X = torch.randn(6, 1, 5, generator=torch.Generator().manual_seed(0))
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "int8": 0.05}
+# What a machine may lack; anything else is a mistake of ours.
+LACKING = r"no bfloat16 arithmetic|is not installed|InvalidCxxCompiler|quantized\.engine is 'none'"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Every runtime, prepared once: two of them compile for seconds, fewer when nothing is optimized."""
+    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):
+        return {name: prepare(name, LSTM, X, tmp_path_factory.mktemp("runtime")) for name in RUNTIMES}
+
+
+def runs(prepared, name):
+    if isinstance(got := prepared[name], NotRun):
+        assert re.search(LACKING, got.reason), got.reason
+        pytest.skip(got.reason)
+    return got
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_runtime_gives_the_numbers_of_pytorch(prepared, name):
+    runtime = runs(prepared, name)
+    output = runtime.call(X)
+    assert (output.dtype, output.shape) == (torch.float32, (6, 1, 8))
+    torch.testing.assert_close(output, LSTM(X)[0], atol=TOLERANCE[runtime.precision], rtol=0)
+    assert re.match(r"\d+ × \w*(rnn|lstm|mm)", runtime.kernel, re.IGNORECASE)
+    assert runtime.nbytes > 4 * 8 * (5 + 8)  # even in int8
+    assert runtime.build_seconds > 0
+
+
+@pytest.mark.parametrize("name", ["eager fp32", "inference_mode fp32", "ONNX Runtime fp32", "ONNX Runtime int8"])
+def test_these_run_on_every_machine(prepared, name):
+    assert isinstance(prepared[name], Runtime), prepared[name].reason
+
+
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "torch.compile fp32"])
+def test_another_shape_is_computed_or_refused(prepared, name):
+    runtime, other = runs(prepared, name), torch.randn(9, 3, 5)
+    if runtime.shape is None:
+        torch.testing.assert_close(runtime.call(other), LSTM(other)[0], atol=TOLERANCE[runtime.precision], rtol=0)
+    else:
+        with pytest.raises(ValueError, match=r"inputs of shape \(6, 1, 5\) alone, got \(9, 3, 5\)$"):
+            runtime.call(other)
+
+
+def test_a_compiled_one_takes_another_length(prepared):
+    other = torch.randn(9, 1, 5)
+    torch.testing.assert_close(runs(prepared, "torch.compile fp32").call(other), LSTM(other)[0])
+
+
+def test_the_lstm_stays_as_it_is(tmp_path):
+    lstm, kept = nn.LSTM(5, 8).eval(), {}
+    kept.update(copy.deepcopy(lstm.state_dict()))
+    runtime = prepare("ONNX Runtime fp32", lstm, X, tmp_path)
+    assert not lstm.training
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in lstm.state_dict().items())
+    before = runtime.call(X)
+    nn.init.zeros_(lstm.weight_ih_l0)
+    assert torch.equal(runtime.call(X), before)  # it has weights of its own
+
+
+@pytest.mark.parametrize("name", ["torch int8", "ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO fp32"])
+def test_a_projection_is_refused_with_the_reason(prepared, name, tmp_path):
+    runs(prepared, name)
+    got = prepare(name, nn.LSTM(5, 8, proj_size=3).eval(), X, tmp_path)
+    assert isinstance(got, NotRun)
+    assert got.name == name
+    assert re.search(r"proj_size=3|OpConversionFailure", got.reason)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_pytorch_runs_a_projection_as_a_loop(tmp_path):
+    lstm = nn.LSTM(5, 8, proj_size=3).eval()
+    runtime = prepare("inference_mode fp32", lstm, X, tmp_path)
+    assert re.match(r"\d+ × addmm", runtime.kernel)
+    torch.testing.assert_close(runtime.call(X), lstm(X)[0])
+
+
+@pytest.mark.parametrize("name", sorted(set(RUNTIMES) - {"eager fp32", "inference_mode fp32", "eager bf16"}))
+def test_those_for_the_cpu_say_so_elsewhere(name, tmp_path):
+    got = prepare(name, nn.LSTM(5, 8, device="meta").eval(), X.to("meta"), tmp_path)
+    assert got == NotRun(name, "here it runs on the CPU alone, and the LSTM is on meta")
+
+
+@pytest.mark.parametrize(("name", "missing"), [("ONNX Runtime int8", "onnxruntime"), ("OpenVINO fp32", "openvino")])
+def test_a_missing_package_is_named_with_its_extra(name, missing, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        other_runtimes.importlib.util, "find_spec", lambda package: None if package == missing else package
+    )
+    extra = "openvino" if missing == "openvino" else "notebooks"
+    reason = f'{missing} is not installed: pip install "lstm-utils[{extra}]"'
+    assert prepare(name, LSTM, X, tmp_path) == NotRun(name, reason)
+
+
+@pytest.mark.parametrize("name", ["torch.compile fp32", "AOTInductor fp32"])
+def test_a_missing_compiler_is_the_reason(name, tmp_path):
+    other = nn.LSTM(5, 7).eval()  # of which no compiled code is kept
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        got = prepare(name, other, X, tmp_path)
+    assert isinstance(got, NotRun)
+    assert "No working C++ compiler found" in got.reason
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bfloat16_runs_where_the_hardware_has_it(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_runtimes, "has_bfloat16", lambda _: there)
+    got = prepare("eager bf16", LSTM, X, tmp_path)
+    if there:
+        torch.testing.assert_close(got.call(X), LSTM(X)[0], atol=0.05, rtol=0)
+        assert got.precision == "bfloat16"
+    else:
+        assert got.reason == "this cpu has no bfloat16 arithmetic; PyTorch would emulate it"
+
+
+def test_openvino_is_asked_whether_it_has_bfloat16(prepared, tmp_path, monkeypatch):
+    runs(prepared, "OpenVINO fp32")
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    got = prepare("OpenVINO bf16", LSTM, X, tmp_path)
+    assert got == NotRun("OpenVINO bf16", "OpenVINO finds no bfloat16 arithmetic in this CPU")
+
+
+@pytest.mark.parametrize(
+    ("lstm", "example", "message"),
+    [
+        (nn.LSTM(5, 8), X, r"in eval mode, got LSTM\(5, 8\)$"),
+        (nn.LSTM(5, 8, batch_first=True).eval(), X, "time first"),
+        (nn.LSTM(5, 8).eval().double(), X, "float32 nn.LSTM"),
+        (nn.GRU(5, 8).eval(), X, r"got GRU\(5, 8\)$"),
+        (LSTM, X[0], r"shape \(T, N, 5\), got \(1, 5\)$"),
+        (LSTM, torch.zeros(6, 1, 4), r"got \(6, 1, 4\)$"),
+    ],
+)
+def test_another_module_or_example_is_refused(lstm, example, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        prepare("eager fp32", lstm, example, tmp_path)
+
+
+def test_an_unknown_runtime_is_refused(tmp_path):
+    with pytest.raises(KeyError, match=r"no runtime 'TensorRT'; the known ones are eager fp32, "):
+        prepare("TensorRT", LSTM, X, tmp_path)
+
+
+# Cold starts ---------------------------------------------------------------------------------------------------------
+
+
+# The two that compile would take as long again; chapter 14 starts them.
+@pytest.mark.parametrize(
+    "name", ["eager fp32", "torch int8", "ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO fp32"]
+)
+def test_a_fresh_process_gives_a_first_result(prepared, name, tmp_path, monkeypatch):
+    runtime = runs(prepared, name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert 0.02 < cold_start(runtime, rounds=1) < 120
+    assert not list(tmp_path.iterdir())  # nor does it leave anything behind: OpenVINO would
+
+
+@pytest.mark.parametrize("name", ["ONNX Runtime fp32", "OpenVINO fp32"])
+def test_some_start_without_pytorch(prepared, name):
+    runtime = runs(prepared, name)
+    without = runtime.program.replace("import warnings\n", "import sys, warnings\nsys.modules['torch'] = None\n")
+    assert without != runtime.program
+    assert cold_start(replace(runtime, program=without), rounds=1) > 0
+
+
+def test_the_median_of_the_rounds_counts(prepared, monkeypatch):
+    clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 22.0])
+    monkeypatch.setattr(runtimes.time, "perf_counter", lambda: next(clock))
+    assert cold_start(replace(prepared["eager fp32"], program="print('ready')"), rounds=3) == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [("import no_such_module", "No module named 'no_such_module'$"), ("import os\nos._exit(3)", "exit status 3$")],
+)
+def test_a_failing_process_is_reported(prepared, program, message):
+    with pytest.raises(RuntimeError, match=rf"^the fresh process of 'eager fp32' failed: .*{message}"):
+        cold_start(replace(prepared["eager fp32"], program=program), rounds=1)
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+def test_operators_name_what_does_the_work():
+    a = torch.ones(2, 2)
+    assert operators(lambda: torch.mm(a, a) + torch.mm(a, a)) == "2 × mm"
+    assert operators(lambda: a + a) == "no known kernel"
+
+
+def test_a_reason_is_one_short_line_without_paths(tmp_path):
+    error = OSError(f"cannot open {tmp_path}/lstm.pt or /usr/lib/some/thing.so\nmore\nand more")
+    assert runtimes._one_line(error, tmp_path) == "OSError: cannot open …/lstm.pt or …"
+    assert runtimes._one_line(OSError(r"in C:\Users\me\x.dll now"), tmp_path) == "OSError: in … now"
+    assert len(runtimes._one_line(ValueError("x" * 999), tmp_path)) == 300
+
+
+def test_logging_and_the_environment_are_restored(prepared):
+    assert logging.root.manager.disable == logging.NOTSET
+    assert "runtime" not in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    assert prepared
