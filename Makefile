@@ -3,6 +3,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 LAB_ARGS ?=
+SWEEP_ARGS ?=
+BENCH_ARGS ?= --output results/bench.json
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -15,7 +17,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Threads that wait must not spin: on a busy machine they would stall the ones that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help book test lab notebooks lint clean
+.PHONY: help book test lab notebooks sweep bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +51,12 @@ notebooks: $(STAMP) ## run every notebook in place and keep its outputs
 			--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version" $$run && \
 		mv $$run $$notebook || exit 1; \
 	done
+
+sweep: $(STAMP) ## run the benchmark chapter over devices, threads and sizes; write this machine's report
+	@$(BIN)/python -m lstm_utils.sweep $(SWEEP_ARGS)
+
+bench: $(STAMP) ## what lstm_utils costs against what one would do instead; writes results/bench.json
+	@$(BIN)/python -m lstm_utils.bench $(BENCH_ARGS)
 
 clean: ## delete what was built (not the environment)
 	rm -rf _build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
