@@ -1,0 +1,98 @@
+"""The committed data: its checksum, what is taken from it, and that no family of words is torn apart by the split."""
+
+import gzip
+import re
+import string
+from collections import Counter
+
+import pytest
+from checks import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lstm_utils.datasets import SHA256, DamagedDataError, Word, load_words, read_data, split_of
+
+DATA = ROOT / "lstm_utils" / "data"
+WORDS = {word.spelling: word for word in load_words()}
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_a_committed_file_has_its_checksum_and_its_provenance(name):
+    assert read_data(name)
+    provenance = (DATA / "README.md").read_text(encoding="utf-8")
+    assert f"`{name}.gz`" in provenance
+    assert SHA256[name] in provenance
+    assert "Redistribution and use" in (DATA / f"{name.partition('.')[0]}.LICENSE").read_text(encoding="utf-8")
+
+
+def test_every_committed_file_is_listed_and_small():
+    assert {file.name for file in DATA.glob("*.gz")} == {f"{name}.gz" for name in SHA256}
+    assert sum(file.stat().st_size for file in DATA.iterdir()) < 8 * 2**20
+
+
+def damage_nothing_but_the_text(packed):
+    return gzip.compress(gzip.decompress(packed).replace(b"zebra Z IY1 B R AH0", b"zebra Z IY1 B R AH1"))
+
+
+DAMAGES = {
+    "another text": (damage_nothing_but_the_text, "has the SHA-256 "),
+    "cut short": (lambda packed: packed[: len(packed) // 2], "cannot be decompressed"),
+    "a flipped bit": (lambda packed: packed[:5000] + bytes([packed[5000] ^ 1]) + packed[5001:], "cannot be decompre"),
+    "no gzip": (lambda _: b"version https://git-lfs.github.com/spec/v1", "cannot be decompressed"),
+    "empty": (lambda _: b"", "has the SHA-256 "),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_refused(damage, message, tmp_path):
+    packed = (DATA / "cmudict.dict.gz").read_bytes()
+    (tmp_path / "cmudict.dict.gz").write_bytes(damage(packed))
+    with pytest.raises(DamagedDataError, match=message) as error:
+        read_data("cmudict.dict", tmp_path)
+    assert "cmudict.dict.gz" in str(error.value)
+    assert "reinstall" in str(error.value)
+
+
+def test_a_missing_or_unknown_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cmudict\.dict\.gz is missing; reinstall"):
+        read_data("cmudict.dict", tmp_path)
+    with pytest.raises(KeyError, match=r"no data file 'nothing'; there are cmudict\.dict"):
+        read_data("nothing")
+
+
+def test_a_word_is_read_with_its_first_pronunciation():
+    assert WORDS["rhythm"] == Word("rhythm", ("R", "IH1", "DH", "AH0", "M"), 2, split_of("rhythm"))
+    assert WORDS["aalborg"].phonemes == ("AO1", "L", "B", "AO0", "R", "G")  # has a second one, and a comment
+    assert WORDS["chocolate"].syllables == 2  # the dictionary's opinion, not everybody's
+
+
+def test_what_cannot_be_counted_is_left_out():
+    assert len(WORDS) == len(load_words()) == 115_769
+    assert not {"hmm", "a", "a's", "'bout", "every", "family", "antidisestablishmentarianism"} & set(WORDS)
+    assert all(re.fullmatch("[a-z]{2,16}", spelling) for spelling in WORDS)
+    assert {word.syllables for word in load_words()} == set(range(1, 9))
+
+
+def test_every_syllable_has_a_vowel():
+    stressed = {phoneme[:-1] for word in load_words() for phoneme in word.phonemes if phoneme[-1].isdigit()}
+    assert " ".join(sorted(stressed)) == "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
+    assert all(word.syllables == sum(p[-1] in "012" for p in word.phonemes) for word in load_words())
+
+
+@given(st.text(string.ascii_lowercase, min_size=4, max_size=4), st.text(string.ascii_lowercase, max_size=8))
+def test_words_with_the_same_beginning_stay_together(beginning, ending):
+    assert split_of(beginning + ending) == split_of(beginning)
+
+
+def test_the_split_is_about_eight_to_one_to_one():
+    sizes = Counter(word.split for word in load_words())
+    assert set(sizes) == {"train", "validation", "test"}
+    for split, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+        assert abs(sizes[split] / len(WORDS) - share) < 0.01, sizes
+
+
+def test_the_split_never_moves():
+    never = {"train": ("walk", "zebra"), "validation": ("algorithmic", "churning"), "test": ("horiguchi", "reverb")}
+    assert {split: tuple(split_of(word) for word in words) for split, words in never.items()} == {
+        split: (split, split) for split in never
+    }
