@@ -16,6 +16,8 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Threads that wait must not spin: on a busy machine they would stall the ones that work.
 export OMP_WAIT_POLICY := PASSIVE
+# Nothing is reported to anybody: ONNX Runtime would, from its import on.
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help book test lab notebooks sweep bench lint clean
 

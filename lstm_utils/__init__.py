@@ -1,4 +1,4 @@
-"""Helpers of The Measured LSTM: shapes, counts, a readable LSTM, padding, training, a diagnosis, measures, the audit.
+"""Helpers of The Measured LSTM: shapes, counts, a readable LSTM, padding, training, deployment, a diagnosis, the audit.
 
 The modules stand alone; what a reader takes home most often is exported here. Plotting (``lstm_utils.plotting``)
 needs the ``notebooks`` extra and is imported by name.
@@ -13,7 +13,10 @@ from lstm_utils.findings import Diagnosis, Finding
 from lstm_utils.gradients import GradientClipper, gradient_norms
 from lstm_utils.initialization import init_lstm_
 from lstm_utils.measure import compare_times, hardware, peak_memory, resolve_device, saved_bytes
+from lstm_utils.onnx_export import export_onnx, quantize_onnx
 from lstm_utils.pitfalls import find_pitfalls, pitfall
+from lstm_utils.projection import FoldedProjection
+from lstm_utils.quantization import NothingQuantizedError, quantize_lstm, saved_size
 from lstm_utils.reference import ReferenceLSTM, lstm_cell
 from lstm_utils.sequences import LengthBucketSampler, last_valid_step, masked_mean, run_packed, valid_mask
 from lstm_utils.spec import LSTMShapes, LSTMSpec
@@ -21,10 +24,12 @@ from lstm_utils.spec import LSTMShapes, LSTMSpec
 __all__ = [
     "Diagnosis",
     "Finding",
+    "FoldedProjection",
     "GradientClipper",
     "LSTMShapes",
     "LSTMSpec",
     "LengthBucketSampler",
+    "NothingQuantizedError",
     "ReferenceLSTM",
     "audit",
     "check",
@@ -33,6 +38,7 @@ __all__ = [
     "diagnose",
     "diagnose_ctc",
     "error_of",
+    "export_onnx",
     "find_pitfalls",
     "gradient_norms",
     "hardware",
@@ -42,9 +48,12 @@ __all__ = [
     "masked_mean",
     "peak_memory",
     "pitfall",
+    "quantize_lstm",
+    "quantize_onnx",
     "resolve_device",
     "run_packed",
     "saved_bytes",
+    "saved_size",
     "truncated_bptt",
     "valid_mask",
 ]

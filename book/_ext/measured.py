@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from base64 import b64decode
@@ -202,6 +203,7 @@ class AuditScore(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the parts."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for kernels that make did not start: see the Makefile
     app.connect("config-inited", silence_thebe)
     app.connect("config-inited", separate_cache)
     app.connect("doctree-read", anchor_cells)
