@@ -1,8 +1,9 @@
 """LSTMs as ONNX files that take any batch and any length: exported, then checked before they are put in place.
 
 Underneath works the older of PyTorch's two exporters, ``torch.onnx.export(dynamo=False)``. It is deprecated; it is also
-the one that was right at every size in every column of chapter 13's table, where the newer one fixes the steps. What
-guards a file is not that choice but the check: the same inputs, at several sizes, in PyTorch and in ONNX Runtime.
+the one that was right at every size wherever it wrote a file (chapter 13 has the table), while the newer one fixes the
+steps. What guards a file is not that choice but the check: the same inputs, at several sizes, in PyTorch and in ONNX
+Runtime.
 """
 
 from __future__ import annotations
