@@ -174,6 +174,7 @@ def quantize_onnx(
 
 
 def _load(name: str) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from its import on, ONNX Runtime sends messages otherwise
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -128,7 +128,6 @@ def build_torch(order: Order, inference: bool = True, dtype: torch.dtype = torch
     path = _save(order, dtype)
     arguments = {"path": str(path), "device": str(order.device), "inference": inference}
 
-
     def kernel(_: Call) -> str:
         # In inference mode a dispatch mode sees the whole LSTM as one operator; without gradients, what is in it.
         lstm = load_torch(str(path), str(order.device), inference=False)

@@ -143,7 +143,8 @@ def test_a_scheduler_goes_with_dask_alone(backend, scheduler, got):
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     with (
         pytest.raises(ValueError, match="answers at 'carrier pigeon': "),
         machines(["cpu"], "dask", "carrier pigeon"),

@@ -381,7 +381,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 
 
 def test_the_workers_of_a_cluster_share_the_cells(sweep, tmp_path, capsys):
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     two = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
     with distributed.LocalCluster(**two, local_directory=str(tmp_path)) as cluster:
         options = ["--backend", "dask", "--scheduler", cluster.scheduler_address, "--jobs", "2", "--results", "reports"]
