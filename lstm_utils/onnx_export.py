@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
