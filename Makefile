@@ -32,7 +32,7 @@ book: $(STAMP) ## set up, run every chapter, render the book, print where it is
 
 test: lint book ## lint, types, unit tests, every notebook against its stored outputs, the rendered pages
 	@# The stored outputs are a CPU's: on a GPU, floats and kernels differ.
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests notebooks --nbval --nbval-cell-timeout=600 \
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests notebooks --nbval --nbval-cell-timeout=300 \
 		--cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff and mypy
