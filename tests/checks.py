@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -195,22 +196,34 @@ def audit_problems(claims: Mapping[str, Claim], notebooks: Iterable[Path]) -> li
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def parsed(html: str) -> BeautifulSoup:
+    """A page, read once for all tests that look at it: they must not change it."""
+    return BeautifulSoup(html, "html.parser")
+
+
+@cache
+def anchors(html: str) -> frozenset[str]:
+    return frozenset(node["id"] for node in parsed(html).find_all(id=True))
+
+
 def book_problems(html: Path, pages: Iterable[str]) -> list[str]:
     """Pages that are missing, or that a reader would stumble over."""
-    soups: dict[Path, BeautifulSoup] = {}
+    texts: dict[Path, str] = {}
     problems = []
     for page in pages:
         path = html / f"{page}.html"
         if not path.exists():
             problems.append(f"{page} was not rendered")
             continue
-        soups[path.resolve()] = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-    for path, soup in soups.items():
-        problems += [f"{path.relative_to(html.resolve())}: {problem}" for problem in page_problems(path, soup, soups)]
+        texts[path.resolve()] = path.read_text(encoding="utf-8")
+    for path in texts:
+        problems += [f"{path.relative_to(html.resolve())}: {problem}" for problem in page_problems(path, texts)]
     return problems
 
 
-def page_problems(path: Path, soup: BeautifulSoup, soups: Mapping[Path, BeautifulSoup]) -> Iterable[str]:
+def page_problems(path: Path, texts: Mapping[Path, str]) -> Iterable[str]:
+    soup = parsed(texts[path])
     article = soup.find("article")
     if not isinstance(article, Tag) or len(article.find_all("h1")) != 1:
         yield "has no article with one title"
@@ -236,14 +249,13 @@ def page_problems(path: Path, soup: BeautifulSoup, soups: Mapping[Path, Beautifu
     for script in soup.find_all("script", src=False):
         if address := re.search(r"https?://[^\s\"']+", script.get_text()):
             yield f"has a script that names {address.group()}"
-    yield from link_problems(path, article, soups)
-    for code in article.find_all(["pre", "code", "math"]):
-        code.decompose()
-    if left := re.search(r"\{[a-z:]+\}`|```|:::|\$\$|\\begin\{|\*\*\w", article.get_text()):
+    yield from link_problems(path, article, texts)
+    prose = "".join(text for text in article.find_all(string=True) if not text.find_parent(["pre", "code", "math"]))
+    if left := re.search(r"\{[a-z:]+\}`|```|:::|\$\$|\\begin\{|\*\*\w", prose):
         yield f"shows raw markup: {left.group()}"
 
 
-def link_problems(path: Path, article: Tag, soups: Mapping[Path, BeautifulSoup]) -> Iterable[str]:
+def link_problems(path: Path, article: Tag, texts: Mapping[Path, str]) -> Iterable[str]:
     for link in article.find_all("a", href=True):
         parts = urlsplit(str(link["href"]))
         if parts.scheme or parts.netloc:
@@ -251,5 +263,5 @@ def link_problems(path: Path, article: Tag, soups: Mapping[Path, BeautifulSoup])
         target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
         if not target.is_file():
             yield f"links to {link['href']}, which is not there"
-        elif parts.fragment and target in soups and not soups[target].find(id=unquote(parts.fragment)):
+        elif parts.fragment and target in texts and unquote(parts.fragment) not in anchors(texts[target]):
             yield f"links to {link['href']}, which has no such place"

@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
-from checks import GENERATED, HTML, NOTEBOOKS, ROOT, book_problems, toc_pages
+from checks import GENERATED, HTML, NOTEBOOKS, ROOT, book_problems, parsed, toc_pages
 
 from lstm_utils.claims import claims
 from lstm_utils.pitfalls import pitfalls
@@ -26,7 +25,7 @@ def extension():
 
 
 def page(name):
-    return BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+    return parsed((HTML / f"{name}.html").read_text(encoding="utf-8"))
 
 
 def test_every_page_is_there_and_sound():
