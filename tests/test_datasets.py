@@ -5,12 +5,23 @@ import re
 import string
 from collections import Counter
 
+import numpy as np
 import pytest
 from checks import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstm_utils.datasets import SHA256, DamagedDataError, Word, load_words, read_data, split_of
+from lstm_utils.datasets import (
+    AIRPORTS,
+    SENSORS,
+    SHA256,
+    DamagedDataError,
+    Word,
+    load_weather,
+    load_words,
+    read_data,
+    split_of,
+)
 
 DATA = ROOT / "lstm_utils" / "data"
 WORDS = {word.spelling: word for word in load_words()}
@@ -22,7 +33,8 @@ def test_a_committed_file_has_its_checksum_and_its_provenance(name):
     provenance = (DATA / "README.md").read_text(encoding="utf-8")
     assert f"`{name}.gz`" in provenance
     assert SHA256[name] in provenance
-    assert "Redistribution and use" in (DATA / f"{name.partition('.')[0]}.LICENSE").read_text(encoding="utf-8")
+    licence = (DATA / f"{name.partition('.')[0]}.LICENSE").read_text(encoding="utf-8")
+    assert re.search("Redistribution and use|public domain under CC0", licence)
 
 
 def test_every_committed_file_is_listed_and_small():
@@ -96,3 +108,50 @@ def test_the_split_never_moves():
     assert {split: tuple(split_of(word) for word in words) for split, words in never.items()} == {
         split: (split, split) for split in never
     }
+
+
+WEATHER = load_weather()
+
+
+def weather_at(hour, channel):
+    return WEATHER.values[WEATHER.hours == np.datetime64(hour), WEATHER.channels.index(channel)].item()
+
+
+def test_the_weather_is_a_year_of_hours_without_a_gap():
+    assert WEATHER.values.shape == (8730, 24) == (len(WEATHER.hours), len(AIRPORTS) * len(SENSORS))
+    assert (np.diff(WEATHER.hours) == np.timedelta64(1, "h")).all()
+    assert [str(WEATHER.hours[i]) for i in (0, -1)] == ["2013-01-01T06", "2013-12-30T23"]
+    assert WEATHER.channels[:2] == ("JFK temperature", "JFK dew point")
+    assert WEATHER.channels[-1] == "EWR visibility"
+
+
+def test_the_first_hour_of_newark_is_in_metric_units():
+    # In the file: 39.02 °F, dew point 26.06 °F, 59.37 %, 10.36 mph from the west, no rain, 1012 mbar, 10 miles.
+    row = dict(zip(SENSORS, WEATHER.values[0, 16:], strict=True))
+    expected = (3.9, -3.3, 59.37, 1012.0, 4.63, 0.0, 0.0, 16.09)
+    assert {name: round(value, 2) + 0.0 for name, value in row.items()} == dict(zip(SENSORS, expected, strict=True))
+
+
+def test_the_wind_blows_to_where_it_does_not_come_from():
+    # In the file: 10.36 mph from 180 degrees, the south.
+    assert weather_at("2013-01-30T12", "JFK wind to the north") == pytest.approx(4.63, abs=0.01)
+    assert weather_at("2013-01-30T12", "JFK wind to the east") == pytest.approx(0, abs=1e-9)
+    calm = (WEATHER.values[:, 4] == 0) & (WEATHER.values[:, 5] == 0)
+    assert calm.sum() > 100
+
+
+def test_what_is_missing_stays_missing():
+    gaps = dict(zip(WEATHER.channels, np.isnan(WEATHER.values).sum(0), strict=True))
+    assert gaps["JFK temperature"] == 24
+    assert (gaps["JFK pressure"], gaps["EWR pressure"]) == (855, 962)
+    assert np.isnan(WEATHER.values[WEATHER.hours == np.datetime64("2013-10-26T01")]).all()
+
+
+def test_the_wind_of_a_thousand_miles_an_hour_is_missing():
+    text = read_data("nyc_weather.csv").decode()
+    assert "EWR,2013,2,12,3,39.02,26.96,61.63,260,1048.36058," in text
+    for part in ("east", "north"):
+        assert np.isnan(weather_at("2013-02-12T08", f"EWR wind to the {part}"))
+    assert weather_at("2013-02-12T08", "EWR temperature") == pytest.approx(3.9)
+    wind = np.nanmax(np.hypot(WEATHER.values[:, 4::8], WEATHER.values[:, 5::8]))
+    assert 10 < wind < 45  # m/s
