@@ -1,6 +1,7 @@
 """Every notebook: its grammar, its exercises without their solutions, and that a wrong number is noticed."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -141,6 +142,8 @@ def test_another_seed_and_blank_exercises(path, tmp_path):
         notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
 
     copy = damaged(path, tmp_path, blank)
+    for script in path.parent.glob("*.py"):  # beside the notebook, which starts it
+        shutil.copy(script, tmp_path)
     papermill.execute_notebook(
         copy,
         copy,
