@@ -27,7 +27,7 @@ def test_parts_one_to_four_are_settled():
 @pytest.mark.parametrize(
     "claim",
     [
-        replace(claims()["G04"], verdict="holds", explanation="x"),  # settled without a cell
+        replace(claims()["G41"], verdict="holds", explanation="x"),  # settled without a cell
         replace(claims()["G01"], verdict="open", explanation=""),  # a cell asserts it all the same
         replace(claims()["G01"], chapter="03_layers_bias_batch_first"),  # asserted in another chapter
     ],

@@ -1,16 +1,20 @@
-"""The classifier: padding without influence, pooling against a loop, sizes, and what it refuses."""
+"""The classifier: padding, pooling against a loop, sizes. The residual stack: against nn.LSTM, and written out."""
 
 import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import calls, specs
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lstm_utils.diagnose import diagnose
+from lstm_utils.gradients import gradient_norms
 from lstm_utils.initialization import forget_biases
-from lstm_utils.models import SequenceClassifier, pool
+from lstm_utils.models import ResidualLSTM, SequenceClassifier, pool
 from lstm_utils.onnx_export import export_onnx
+from lstm_utils.sequences import run_packed
 from lstm_utils.spec import LSTMSpec
 
 some = settings(max_examples=40, deadline=None, derandomize=True)
@@ -141,3 +145,163 @@ def test_what_it_cannot_do_is_refused():
         build(hidden_size=0)
     with pytest.raises(ValueError, match="at most T = 3"):
         build()(torch.ones(1, 3, dtype=torch.long), torch.tensor([4]))
+
+
+# --- ResidualLSTM ----------------------------------------------------------------------------------------------------
+
+NORMS = ["none", "pre", "post"]
+kinds = st.fixed_dictionaries({"residual": st.booleans(), "norm": st.sampled_from(NORMS)})
+# Two features at least: a single one cannot be normalized.
+wide = specs(dropout=0.0).filter(lambda spec: spec.num_directions * spec.hidden_width > 1)
+
+
+def stack_of(spec, **how):
+    torch.manual_seed(0)
+    return ResidualLSTM(**spec.as_dict(), dtype=torch.float64, **how)
+
+
+@given(calls(spec=specs(dropout=0.0)))
+@some
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_without_connections_it_is_an_nn_lstm_with_the_same_weights(call):
+    lstm = call.spec.build(dtype=torch.float64)
+    stack = ResidualLSTM.from_lstm(lstm, residual=False)
+    expected, found = call.run(lstm), call.run(stack)
+    for number, layer in enumerate(stack.layers):
+        for name in layer.state_dict():
+            was = found.pop(f"gradient of layers.{number}.{name}")
+            found[f"gradient of {name.replace('_l0', f'_l{number}')}"] = was
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, PackedSequence):
+            assert torch.equal(found[name].batch_sizes, value.batch_sizes)
+            value, found[name] = value.data, found[name].data
+        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-10)
+
+
+@given(calls(spec=wide, layouts=("sorted", "unsorted")), kinds)
+@some
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_a_packed_sequence_comes_out_as_if_it_were_alone(call, how):
+    stack = stack_of(call.spec, **how)
+    x, hx = call.tensors()
+    output, (h_n, c_n) = run_packed(stack, x, call.lengths, hx)
+    for row, length in enumerate(call.lengths):
+        alone = (x[row] if call.spec.batch_first else x[:, row])[:length]
+        state = None if hx is None else tuple(part[:, row] for part in hx)
+        expected, (h, c) = stack(alone, state)
+        batch_first = output if call.spec.batch_first else output.transpose(0, 1)
+        torch.testing.assert_close(batch_first[row, :length], expected)
+        assert batch_first[row, length:].eq(0).all()
+        torch.testing.assert_close((h_n[:, row], c_n[:, row]), (h, c))
+
+
+@given(calls(spec=wide, layouts=("unbatched", "batched")), kinds)
+@some
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_shapes_are_those_of_nn_lstm_and_gradients_are_finite_and_reach_the_input(call, how):
+    stack = stack_of(call.spec, **how)
+    found = call.run(stack)
+    shapes = call.spec.shapes(max(call.lengths), call.batch_size)
+    assert all(found[name].shape == getattr(shapes, name) for name in ("output", "h_n", "c_n"))
+    assert all(found[f"gradient of {name}"].isfinite().all() for name, _ in stack.named_parameters())
+    assert found["gradient of input"].ne(0).any()
+
+
+def written_out(stack, x):
+    """The output as the docstring has it, (T, N, I) → (T, N, D·H_out)."""
+    for number, layer in enumerate(stack.layers):
+        below = x
+        read = stack.norms[number - 1](x) if stack.norm == "pre" and number else x
+        x = layer(read)[0]
+        x = below + x if stack.residual and number else x
+        x = stack.norms[number](x) if stack.norm == "post" else x
+    return x
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_output_is_the_sum_that_the_docstring_writes(norm, residual):
+    stack = stack_of(LSTMSpec(3, 4, 3, bidirectional=True), residual=residual, norm=norm)
+    with torch.no_grad():
+        for part in stack.norms:
+            part.weight.normal_()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(stack(x)[0], written_out(stack, x))
+    assert len(stack.norms) == {"none": 0, "pre": 2, "post": 3}[norm]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_states_carried_from_chunk_to_chunk_give_the_whole(norm, cut):
+    stack = stack_of(LSTMSpec(3, 4, 3, batch_first=True, proj_size=2), norm=norm)
+    x = torch.randn(2, 7, 3, dtype=torch.float64)
+    whole, final = stack(x)
+    first, states = stack(x[:, :cut])
+    second, last = stack(x[:, cut:], states)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
+    torch.testing.assert_close(last, final)
+
+
+def test_the_gradient_reaches_the_bottom_of_a_deep_stack_by_its_connections():
+    reached = {}
+    for residual in (True, False):
+        stack = stack_of(LSTMSpec(3, 8, 12), residual=residual)
+        stack(torch.randn(5, 2, 3, dtype=torch.float64))[0].square().sum().backward()
+        norms = gradient_norms(stack)
+        reached[residual] = norms["layers.0.weight_hh_l0"] / norms["layers.11.weight_hh_l0"]
+    assert reached[True] > 0.1
+    assert reached[False] < 1e-4
+
+
+def test_dropout_acts_below_the_top_in_training_and_leaves_the_input_of_a_layer_in_its_sum():
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    stack = stack_of(LSTMSpec(3, 4, 2, dropout=1.0))
+    top = stack.layers[1]
+    torch.testing.assert_close(stack(x)[0], top(torch.zeros(5, 2, 4, dtype=torch.float64))[0])
+    torch.testing.assert_close(stack.eval()(x)[0], written_out(stack, x))
+    single = stack_of(LSTMSpec(3, 4, 1, dropout=0.0))
+    assert torch.equal(single(x)[0], single(x)[0])
+    packed = stack_of(LSTMSpec(3, 4, 3, dropout=0.5))
+    drawn = [run_packed(packed, x, [5, 3])[0] for _ in range(2)]
+    assert not torch.equal(*drawn)
+
+
+def test_weights_device_and_mode_come_from_the_lstm():
+    lstm = nn.LSTM(3, 4, 2, batch_first=True, dropout=0.25, bidirectional=True, dtype=torch.float64).eval()
+    stack = ResidualLSTM.from_lstm(lstm, norm="post")
+    assert not stack.training
+    assert LSTMSpec.from_module(stack) == stack.spec == LSTMSpec.from_module(lstm)
+    assert stack.norms[0].weight.dtype == torch.float64
+    before = lstm.weight_ih_l0.clone()
+    with torch.no_grad():
+        stack.layers[0].weight_ih_l0.zero_()
+    assert torch.equal(lstm.weight_ih_l0, before)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"norm": "batch"}, ValueError, "norm must be one of 'none', 'pre', 'post', got 'batch'"),
+        ({"residual": "pre"}, TypeError, "residual must be True or False, got 'pre' of type str"),
+        ({"hidden_size": 1, "norm": "pre"}, ValueError, "at least 2 features"),
+        ({"num_layers": 0}, ValueError, "num_layers must be at least 1"),
+    ],
+)
+def test_a_stack_that_cannot_be_is_refused(how, error, message):
+    with pytest.raises(error, match=message):
+        ResidualLSTM(**{"input_size": 3, "hidden_size": 4} | how)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_states_of_another_shape_are_refused():
+    stack = ResidualLSTM(3, 4, 2, batch_first=True, proj_size=2)
+    x, h_0, c_0 = torch.zeros(5, 7, 3), torch.zeros(2, 5, 2), torch.zeros(2, 5, 4)
+    stack(x, (h_0, c_0))
+    with pytest.raises(ValueError, match=r"h_0 must have the shape \(2, 5, 2\) of all layers, got \(1, 5, 2\)"):
+        stack(x, (h_0[:1], c_0))
+    with pytest.raises(ValueError, match=r"c_0 must have the shape \(2, 4\) of all layers, got \(2, 5, 4\)"):
+        stack(x[0], (h_0[:, 0], c_0))
+    with pytest.raises(ValueError, match=r"c_0 must have the shape \(2, 5, 4\) of all layers, got \(4, 5, 4\)"):
+        stack(pack_padded_sequence(x, torch.full((5,), 7), batch_first=True), (h_0, c_0.repeat(2, 1, 1)))
