@@ -8,6 +8,7 @@ import re
 import shutil
 from base64 import b64decode
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -136,6 +137,10 @@ def anchor_cells(_: Sphinx, doctree: nodes.document) -> None:
                 cell["ids"].append(name.lower())
 
 
+# A verdict on the map of claims, for those who do not tell the colours apart.
+SIGNS = {"holds": "✓", "holds-if": "(✓)", "depends": "±", "false": "✗", "not-testable": "–", "open": "…"}
+
+
 class AuditTable(SphinxDirective):
     """All claims with their verdicts; each leads to the cell that would fail if the verdict were wrong."""
 
@@ -192,13 +197,31 @@ class AuditTable(SphinxDirective):
 
 
 class AuditScore(SphinxDirective):
-    """One sentence: how many claims there are, and how many have which verdict."""
+    """How many claims there are, how many have which verdict, and a map of them in the order of the guide."""
 
     def run(self) -> list[nodes.Node]:
-        """Count ``claims.yml``."""
+        """Count and draw ``claims.yml``."""
         verdicts = [claim.verdict for claim in claims().values()]
-        parts = [f"{VERDICT_LABELS[v]} {verdicts.count(v)}" for v in EXPLAINED_BY if v in verdicts]
-        return [nodes.paragraph("", "", nodes.strong(text=f"{len(verdicts)} claims: {' · '.join(parts)}"))]
+        present = [v for v in EXPLAINED_BY if v in verdicts]
+        parts = [f"{VERDICT_LABELS[v]} {verdicts.count(v)}" for v in present]
+        score = nodes.paragraph("", "", nodes.strong(text=f"{len(verdicts)} claims: {' · '.join(parts)}"))
+        rows = "".join(
+            f"<dt>{section}</dt><dd>{''.join(map(self.tile, group))}</dd>"
+            for section, group in groupby(claims().values(), key=lambda claim: claim.section)
+        )
+        legend = "".join(f'<span class="tile verdict-{v}">{SIGNS[v]} {VERDICT_LABELS[v]}</span>' for v in present)
+        caption = f"The claims by section of the guide; each leads to its cell. {legend}"
+        figure = f'<figure class="audit-map"><dl>{rows}</dl><figcaption>{caption}</figcaption></figure>'
+        return [score, nodes.raw("", figure, format="html")]
+
+    def tile(self, claim: Any) -> str:
+        """A claim on the map, linked to the cell that asserts it."""
+        text = f"{claim.id}&nbsp;{SIGNS[claim.verdict]}"
+        told = f'class="tile verdict-{claim.verdict}" title="{claim.id}: {VERDICT_LABELS[claim.verdict]}"'
+        if claim.verdict in ("open", "not-testable"):
+            return f"<span {told}>{text}</span>"
+        chapter = self.env.app.builder.get_relative_uri(self.env.docname, f"notebooks/{claim.chapter}")
+        return f'<a {told} href="{chapter}#{claim.id.lower()}">{text}</a>'
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
