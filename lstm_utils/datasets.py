@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 SHA256 = {
     "cmudict.dict": "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
     "nyc_weather.csv": "5d1ea2548a3941eac0b4a9ca70805daa9fa49bbb711a0c7557b2bba0bd7c3f64",
+    "digits.npz": "89be280b5da776076d0c6a066384f542a9c61af560a17f05fe7e45d7fc43f0f3",
 }
 
 Split = Literal["train", "validation", "test"]

@@ -84,7 +84,7 @@ class Speech(NamedTuple):
 def load_speech(number: int, folder: Path | str | None = None, seed: int = 0) -> Speech:
     """The first ``number`` utterances of the data set of a seed, made once and kept in ``folder``.
 
-    Without the synthesizer, what is committed is read: at most its first 640 utterances of seed 0.
+    Without the synthesizer, what is committed is read: at most its first 800 utterances of seed 0.
 
     Args:
         number: utterances, at least 1. More of them begin with the same ones.
