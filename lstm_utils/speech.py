@@ -29,17 +29,16 @@ from torch import Tensor
 from lstm_utils.datasets import read_data
 from lstm_utils.files import write_whole
 
-SAMPLE_RATE = 22_050
-BANDS = 80
+SAMPLE_RATE, BANDS = 22_050, 80
 FIXTURE = "digits.npz"
+FORMAT = 1  # raised when the same seed defines other features
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = {"train": 0.72, "validation": 0.07, "seen": 0.07, "voices": 0.07, "accent": 0.07}
 ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
 UNSEEN_ACCENTS = ("en-gb-scotland", "en-029")
 # The noise in these voices differs from process to process, so no seed defines what they say.
 NOT_REPEATABLE = frozenset(("Alicia", "Demonic", "f2", "f3", "f5", "sandro", "victor", "whisper", "whisperf"))
-STEP_DB = 2.0  # features are stored in steps of 2 dB, from -100 dB on, as bytes
-FLOOR_DB = -100.0
+STEP_DB, FLOOR_DB = 2.0, -100.0  # features are stored as bytes, in steps of 2 dB from -100 dB on
 
 
 class SynthesizerError(RuntimeError):
@@ -51,11 +50,10 @@ class Utterance(NamedTuple):
 
     Args:
         text: one to five digits as words, "three seven".
-        voice: the synthesizer's name of a voice variant, "klatt2".
-        accent: its name of a variety of English, "en-us".
+        voice: the synthesizer's name of a voice variant, "klatt2", and of an accent, "en-us".
         noise: decibels by which the noise lies below the speech.
-        split: "train", "validation", "seen" (test, voices of the training), "voices" (test, other voices), or
-            "accent" (test, other voices and other accents).
+        split: "train", "validation", or a test: "seen" (voices of the training), "voices" (others), "accent" (other
+            voices in other accents).
     """
 
     text: str
@@ -84,12 +82,11 @@ class Speech(NamedTuple):
 def load_speech(number: int, folder: Path | str | None = None, seed: int = 0) -> Speech:
     """The first ``number`` utterances of the data set of a seed, made once and kept in ``folder``.
 
-    Without the synthesizer, what is committed is read: at most its first 800 utterances of seed 0.
+    Without the synthesizer, what is committed is read: at most the first 800 utterances of seed 0.
 
     Args:
         number: utterances, at least 1. More of them begin with the same ones.
-        folder: where the features are kept, made where it is missing; None keeps nothing. A file there that is
-            damaged is made anew.
+        folder: where features are kept, made where missing; None keeps nothing. A damaged file there is made anew.
         seed: of texts, voices, accents and noise.
 
     Raises:
@@ -104,7 +101,7 @@ def load_speech(number: int, folder: Path | str | None = None, seed: int = 0) ->
         return _unpacked(read_data(FIXTURE), "fixture", number)
     if folder is None:
         return _unpacked(_made_apart(number, seed), "synthesizer")
-    path = Path(folder) / f"digits-{number}-{seed}-{metadata.version('espeakng_loader')}.npz"
+    path = Path(folder) / f"digits-{FORMAT}-{number}-{seed}-{metadata.version('espeakng_loader')}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.read_bytes() if path.is_file() else b""
     content = kept[64:]
@@ -115,12 +112,11 @@ def load_speech(number: int, folder: Path | str | None = None, seed: int = 0) ->
 
 
 def plan(number: int, seed: int = 0) -> tuple[Utterance, ...]:
-    """The utterances that a seed defines. A larger number begins with the same ones. Needs the synthesizer's voices."""
+    """The utterances that a seed defines; a larger number begins with the same ones. Needs the synthesizer."""
     by_part: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for voice in voices():
         by_part[part_of(voice)].append(voice)
-    random = np.random.default_rng(seed)
-    found = []
+    random, found = np.random.default_rng(seed), []
     for _ in range(number):
         split = str(random.choice(list(SPLITS), p=list(SPLITS.values())))
         part = {"seen": "train", "voices": "test", "accent": "test"}.get(split, split)
@@ -143,7 +139,7 @@ def voices() -> tuple[str, ...]:
 def part_of(voice: str) -> str:
     """The part of a voice: "train", "validation" or "test", by a hash of its family.
 
-    "klatt", "klatt2" and "klatt3" are variants of one voice, "anika" and "anikaRobot" too: they stay together.
+    "klatt", "klatt2" and "klatt3" are variants of one voice, "anika" and "anikaRobot" of another: they stay together.
     """
     family = re.sub(r"(robot)?\d*$", "", voice.lower())
     tenth = int.from_bytes(hashlib.sha256(family.encode()).digest()[:8], "big") * 10 >> 64
@@ -155,7 +151,8 @@ def _library() -> tuple[Any, list[bytes]]:
     """The synthesizer, started once a process, and the list to which it adds what it says."""
     import espeakng_loader
 
-    library, said = ctypes.CDLL(espeakng_loader.get_library_path()), []
+    library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
+    said: list[bytes] = []
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
     def receive(samples: Any, count: int, _: Any) -> int:
@@ -173,8 +170,8 @@ def _library() -> tuple[Any, list[bytes]]:
 def synthesize(text: str, voice: str) -> npt.NDArray[np.float32]:
     """Let eSpeak NG say a text.
 
-    The samples depend a little on what the process had said before (phases go on from call to call), so a data set is
-    made in one order in a process of its own, by :func:`load_speech`.
+    The samples depend on what the process had said before, so :func:`load_speech` makes a data set in one order, in a
+    process of its own.
 
     Args:
         text: in English.
@@ -185,16 +182,15 @@ def synthesize(text: str, voice: str) -> npt.NDArray[np.float32]:
 
     Raises:
         SynthesizerError: there is no such voice, or nothing was said.
-        ImportError: the extra ``speech`` is not installed.
     """
     library, said = _library()
     said.clear()
-    if library.espeak_SetVoiceByName(voice.encode()):
-        raise SynthesizerError(f"eSpeak NG has no voice {voice!r}; the variants are {', '.join(voices())}")
+    if voice.partition("+")[2] not in voices() or library.espeak_SetVoiceByName(voice.encode()):  # it takes any variant
+        raise SynthesizerError(f"no voice {voice!r}; accents are such as {ACCENTS[0]}, variants {', '.join(voices())}")
     spoken = text.encode()
-    if library.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, 1, None, None) or not said:  # 1: the text is UTF-8
+    if library.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, 1, None, None) or not said:
         raise SynthesizerError(f"eSpeak NG said nothing for {text!r}")
-    return np.frombuffer(b"".join(said), np.int16).astype(np.float32) / 2**15
+    return np.asarray(np.frombuffer(b"".join(said), np.int16) / 2**15, np.float32)
 
 
 @cache
@@ -209,15 +205,14 @@ def mel_filters(bands: int = BANDS, bins: int = 513) -> Tensor:
 
 def log_mel(waveform: Tensor) -> Tensor:
     """Log-mel spectrogram in dB, (samples,) → (T, 80): Hann windows of 25 ms, one every 20 ms."""
-    window = torch.hann_window(551)
-    spectrum = torch.stft(waveform, 1024, 441, 551, window, return_complex=True).abs() ** 2
+    spectrum = torch.stft(waveform, 1024, 441, 551, torch.hann_window(551), return_complex=True).abs() ** 2
     return 10 * (spectrum.T @ mel_filters()).clamp(min=10 ** (FLOOR_DB / 10)).log10()
 
 
 def noisy(samples: npt.NDArray[np.float32], decibels: float, random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Speech of mean power 0.01, and white noise so many decibels below it."""
+    """Speech of mean power 0.01, float32, and white noise so many decibels below it."""
     noise = random.normal(scale=10 ** (-decibels / 20), size=len(samples))
-    return (0.1 * (samples / np.sqrt(np.mean(samples**2)) + noise)).astype(np.float32)
+    return np.asarray(0.1 * (samples / np.sqrt(np.mean(samples**2)) + noise), np.float32)
 
 
 def _made_apart(number: int, seed: int) -> bytes:
@@ -232,7 +227,6 @@ def _made_apart(number: int, seed: int) -> bytes:
 
 def pack(utterances: Sequence[Utterance], seed: int) -> bytes:
     """Say all utterances in this order, and keep their features in steps of 2 dB, as the bytes of an npz file."""
-    torch.set_num_threads(1)
     steps, first = [], np.zeros(0, np.float32)
     for number, one in enumerate(utterances):
         samples = synthesize(one.text, f"{one.accent}+{one.voice}")
@@ -240,12 +234,10 @@ def pack(utterances: Sequence[Utterance], seed: int) -> bytes:
         first = samples if number == 0 else first
         steps.append(((log_mel(torch.from_numpy(samples)) - FLOOR_DB) / STEP_DB).round().to(torch.uint8).numpy())
     values = np.concatenate(steps)
-    buffer = io.BytesIO()
-    # Differences between neighbouring bands compress better.
-    arrays = {"differences": np.diff(values, axis=1, prepend=np.uint8(0)), "waveform": (first * 2**15).round()}
-    arrays |= {"lengths": np.array([len(rows) for rows in steps]), "utterances": np.array(utterances, dtype=str)}
-    arrays["waveform"] = arrays["waveform"].clip(-(2**15), 2**15 - 1).astype(np.int16)
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {"utterances": np.array(utterances, dtype=str), "lengths": np.array([*map(len, steps)])}
+    arrays["differences"] = np.diff(values, axis=1, prepend=np.uint8(0))  # between neighbours: they compress better
+    arrays["waveform"] = (first * 2**15).round().clip(-(2**15), 2**15 - 1).astype(np.int16)
+    np.savez(buffer := io.BytesIO(), **arrays)
     return buffer.getvalue()
 
 
@@ -253,6 +245,6 @@ def _unpacked(content: bytes, source: str, number: int | None = None) -> Speech:
     with np.load(io.BytesIO(content)) as held:
         values = np.cumsum(held["differences"], axis=1, dtype=np.uint8)
         features = torch.from_numpy(values).float() * STEP_DB + FLOOR_DB
-        parts = features.split(held["lengths"].tolist())[:number]
+        parts = torch.split(features, held["lengths"].tolist())[:number]
         rows = [Utterance(t, v, a, float(n), s) for t, v, a, n, s in held["utterances"].tolist()[:number]]
         return Speech(tuple(rows), parts, torch.from_numpy(held["waveform"].astype(np.float32) / 2**15), source)

@@ -34,7 +34,7 @@ def test_a_committed_file_has_its_checksum_and_its_provenance(name):
     assert f"`{name}.gz`" in provenance
     assert SHA256[name] in provenance
     licence = (DATA / f"{name.partition('.')[0]}.LICENSE").read_text(encoding="utf-8")
-    assert re.search("Redistribution and use|public domain under CC0", licence)
+    assert re.search("Redistribution and use|public domain under CC0|under CC BY 4.0", licence)
 
 
 def test_every_committed_file_is_listed_and_small():
