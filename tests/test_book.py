@@ -139,3 +139,12 @@ def test_the_cache_notices_a_changed_helper(tmp_path, monkeypatch):
             file.write("\n# changed\n")
         assert module.helpers_digest() != before
         before = module.helpers_digest()
+
+
+def test_every_line_of_the_guide_to_choosing_has_its_evidence_and_its_numbers():
+    rows = page("book/choose").select("table tbody tr")
+    assert len(rows) >= 20
+    for row in rows:
+        assert row.select('a[href*="notebooks/"]'), row.get_text()
+    asked = (ROOT / "book" / "choose.md").read_text(encoding="utf-8").count("{measured}`")
+    assert sum(len(row.select(".pasted-text")) for row in rows) == asked > 40

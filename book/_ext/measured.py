@@ -19,7 +19,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from myst_nb.ext.glue.crossref import read_glue_cache
 from myst_nb.ext.glue.utils import create_pending_glue_ref
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import lstm_utils
 from lstm_utils.claims import EXPLAINED_BY, claims
@@ -121,6 +121,21 @@ def finish_glued_figures(app: Sphinx, doctree: nodes.document, _: str) -> None:
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(b64decode(data))
             image["alt"] = figure["alt"]
+
+
+# --- a number of another page -----------------------------------------------------------------------------------------
+
+
+class Measured(SphinxRole):
+    """What a notebook glued, on another page: {measured}`15_text_classification text_width_64`."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Leave a reference that myst-nb resolves once every notebook has run."""
+        chapter, key = self.text.split()
+        notebook = f"../notebooks/{chapter}.ipynb"
+        self.env.note_dependency(self.env.relfn2path(notebook)[1])  # a changed number rewrites this page too
+        document, kind = self.inliner.document, {"inline": True, "gtype": "text", "fmt_spec": ""}
+        return [create_pending_glue_ref(document, notebook, self.lineno, notebook, key, **kind)], []
 
 
 # --- the audit -------------------------------------------------------------------------------------------------------
@@ -233,6 +248,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
     app.connect("doctree-resolved", finish_glued_figures)
     app.add_directive("glued-figure", GluedFigure)
+    app.add_role("measured", Measured())
     app.add_directive("audit-table", AuditTable)
     app.add_directive("audit-score", AuditScore)
     # Sphinx reads every page again when this number changes, so a change to this file is never missed; nor is one to a
