@@ -23,6 +23,8 @@ def damaged(path, tmp_path, change):
     change(notebook)
     copy = tmp_path / path.name
     nbformat.write(notebook, copy)
+    for script in path.parent.glob("*.py"):  # beside the notebook, which starts it
+        shutil.copy(script, tmp_path)
     return copy
 
 
@@ -142,8 +144,6 @@ def test_another_seed_and_blank_exercises(path, tmp_path):
         notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
 
     copy = damaged(path, tmp_path, blank)
-    for script in path.parent.glob("*.py"):  # beside the notebook, which starts it
-        shutil.copy(script, tmp_path)
     papermill.execute_notebook(
         copy,
         copy,
