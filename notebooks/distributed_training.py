@@ -286,14 +286,15 @@ def mismatch(_, rank, world):
 
 
 def main():
+    tasks = {"facts": facts, "crash": crash, "mismatch": mismatch}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("task", choices=("facts", "crash", "mismatch"))
+    parser.add_argument("task", choices=tasks)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")  # nccl for GPUs
     rank, world = dist.get_rank(), dist.get_world_size()
-    found = globals()[arguments.task](arguments.folder, rank, world)
+    found = tasks[arguments.task](arguments.folder, rank, world)
     with whole_file(arguments.folder / f"{rank}.json") as half:
         half.write_text(json.dumps(found))
     dist.destroy_process_group()
