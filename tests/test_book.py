@@ -148,3 +148,11 @@ def test_every_line_of_the_guide_to_choosing_has_its_evidence_and_its_numbers():
         assert row.select('a[href*="notebooks/"]'), row.get_text()
     asked = (ROOT / "book" / "choose.md").read_text(encoding="utf-8").count("{measured}`")
     assert sum(len(row.select(".pasted-text")) for row in rows) == asked > 40
+
+
+def test_the_map_of_the_audit_has_a_tile_for_each_claim():
+    tiles = page("book/audit").select(".audit-map dd .tile")
+    assert [tile["title"].partition(":")[0] for tile in tiles] == list(claims())
+    for tile, claim in zip(tiles, claims().values(), strict=True):
+        assert f"verdict-{claim.verdict}" in tile["class"]
+        assert (tile.name == "a") == (claim.verdict != "not-testable")
