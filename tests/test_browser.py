@@ -263,3 +263,9 @@ def test_a_solution_is_hidden_until_asked_for(visit):
     expect(solution.locator("pre").first).to_be_hidden()
     solution.locator("summary").click()
     expect(solution.locator("pre").first).to_be_visible()
+
+
+@pytest.mark.parametrize("paper", ["A4", "Letter"])
+def test_the_cheat_sheet_is_one_page_to_print(visit, paper):
+    printed = visit("book/cheat_sheet").pdf(format=paper)
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
