@@ -41,7 +41,9 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/mypy
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
+	@# JupyterLab would ask other hosts for news and for newer versions of itself.
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks --LabApp.news_url=None \
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB_ARGS)
 
 notebooks: $(STAMP) ## run every notebook in place and keep its outputs
 	@mkdir -p _build/notebooks

@@ -97,19 +97,39 @@ def run_problems(code: list[NotebookNode]) -> Iterable[str]:
             yield f"{at} stores what it printed in pieces, which the next run would cut elsewhere: `make notebooks`"
 
 
+def parameters(code: list[NotebookNode]) -> dict[str, object]:
+    """The names and defaults of the parameters cell; what is no literal is left out."""
+    cell = next(cell for cell in code if "parameters" in tags(cell))
+    return {
+        target.id: statement.value.value
+        for statement in ast.parse(cell.source).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def other_sizes(code: list[NotebookNode]) -> dict[str, int]:
+    """Every size that is a parameter, one larger than its default: no multiple of anything, and as quick to run."""
+    return {name: value + 1 for name, value in parameters(code).items() if name.endswith("_size")}
+
+
 def setup_problems(code: list[NotebookNode]) -> Iterable[str]:
     at = [index for index, cell in enumerate(code) if "parameters" in tags(cell)]
     if len(at) != 1:
         yield f"has {len(at)} parameters cells, and needs one"
         return
-    names = set()
     for statement in ast.parse(code[at[0]].source).body:
         if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Constant):
             yield "has something other than a literal in its parameters cell"
-        else:
-            names |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
-    if not names >= PARAMETERS:
-        yield f"lacks the parameters {PARAMETERS - names}"
+    if missing := PARAMETERS - set(parameters(code)):
+        yield f"lacks the parameters {missing}"
+    sizes = set(other_sizes(code))
+    if not sizes:
+        yield "has no parameter that ends in _size"
+    after = [node for cell in code[at[0] + 1 :] for node in ast.walk(ast.parse(cell.source))]
+    if unread := sizes - {node.id for node in after if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}:
+        yield f"never reads its parameters {unread}"
     seeding = code[at[0] + 1]
     if not ("manual_seed(seed)" in seeding.source and "hardware(device)" in seeding.source and ignored(seeding)):
         yield "does not seed, and print the hardware, right after its parameters"
@@ -136,8 +156,39 @@ def exercise_problems(code: list[NotebookNode]) -> Iterable[str]:
             yield f"cell {exercise.execution_count}: an exercise is a stub, a solution and a check"
         elif "= ..." not in exercise.source or "is ...:" not in solution.source:
             yield f"cell {exercise.execution_count}: the solution must step in only for the blank"
-        elif not printed(check).startswith("Passed"):
-            yield f"cell {check.execution_count}: the solution does not pass its own check"
+        elif ignored(check) or not printed(check).startswith("Passed"):
+            yield f"cell {check.execution_count}: the solution does not pass its own check, compared"
+        elif not (hint := hint_of(check)):
+            yield f"cell {check.execution_count}: the check has no hint that is a literal"
+        else:
+            told = [answer for answer in answers(exercise, solution) if occurs(answer, hint)]
+            yield from (f"cell {check.execution_count}: the hint tells the answer, {answer}" for answer in told)
+
+
+def hint_of(check: NotebookNode) -> str:
+    """The hint of a check cell, `hint="…"` or `hint = "…"`; empty where there is none."""
+    for node in ast.walk(ast.parse(check.source)):
+        named = isinstance(node, ast.keyword) and node.arg == "hint"
+        named = named or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "hint")
+        if named and isinstance(node.value, ast.Constant):
+            return node.value.value
+    return ""
+
+
+def answers(exercise: NotebookNode, solution: NotebookNode) -> Iterable[str]:
+    """What fills the blank, and whatever a solution computes, as it is written: not its bare names and numbers."""
+    blank = exercise.source.partition(" = ...")[0]
+    for node in ast.walk(ast.parse(solution.source)):
+        fills = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == blank
+        called = isinstance(node, ast.Call) and bool(node.args)
+        if fills or called or isinstance(node, ast.BinOp | ast.Compare | ast.Subscript):
+            yield ast.get_source_segment(solution.source, node.value if fills else node) or ""
+
+
+def occurs(answer: str, hint: str) -> bool:
+    """Whether a hint contains an answer, however it is spaced, and not as a part of a longer word."""
+    words = r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", answer)))
+    return bool(re.search(rf"(?<!\w){words}(?!\w)", hint))
 
 
 def figure_problems(code: list[NotebookNode]) -> Iterable[str]:

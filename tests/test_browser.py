@@ -1,9 +1,7 @@
 """The rendered book in a real browser, served on loopback. Needs `make book` and Chromium or Chrome."""
 
-import os
 import random
 import re
-import shutil
 import textwrap
 import threading
 from functools import partial
@@ -11,12 +9,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from checks import HTML, toc_pages
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from lstm_utils.claims import claims
 from lstm_utils.pitfalls import find_pitfalls, pitfalls
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 VIEWS = {"light, wide": ("light", 1280), "dark, phone": ("dark", 390)}
 
@@ -33,18 +30,6 @@ def address():
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.fail("no Chromium or Chrome found: install one (Debian: apt-get install chromium), or set CHROMIUM")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=flags)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

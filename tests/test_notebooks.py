@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import nbformat
-import papermill
 import pytest
-from checks import NOTEBOOKS, ROOT, ignored, notebook_problems, printed, tags, toc_pages
+from checks import NOTEBOOKS, ROOT, ignored, notebook_problems, other_sizes, printed, tags, toc_pages
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -63,6 +62,16 @@ def compute_parameter(notebook):
     cell.source += "\nsteps = 3 * 100"
 
 
+def drop_sizes(notebook):
+    cell = next(cell for cell in code_cells(notebook) if "parameters" in tags(cell))
+    cell.source = re.sub(r"^\w+_size = .*", "", cell.source, flags=re.M)
+
+
+def add_unread_size(notebook):
+    cell = next(cell for cell in code_cells(notebook) if "parameters" in tags(cell))
+    cell.source += "\nbanana_size = 3"
+
+
 def ignore_everything(notebook):
     for cell in code_cells(notebook):
         cell.metadata["tags"] = sorted(tags(cell) | {"nbval-ignore-output"})
@@ -95,13 +104,31 @@ def fail_check(notebook):
     cell.outputs[0].text = "Not yet"
 
 
+def ignore_check(notebook):
+    cell = next(cell for cell in code_cells(notebook) if "check" in tags(cell))
+    cell.metadata["tags"] = ["check", "nbval-ignore-output"]
+
+
+def drop_hint(notebook):
+    cell = next(cell for cell in code_cells(notebook) if "check" in tags(cell))
+    cell.source = re.sub(r'hint="[^"]*"', 'hint=""', cell.source)
+
+
+def tell_answer(notebook):
+    solution = next(cell for cell in code_cells(notebook) if "solution" in tags(cell))
+    cell = next(cell for cell in code_cells(notebook) if "check" in tags(cell))
+    answer = re.search(r"return (.*)", solution.source).group(1).replace(" ", "  ")
+    cell.source = re.sub(r'hint="[^"]*"', f'hint="it is {answer}, of course"', cell.source)
+
+
 def drop_recap(notebook):
     notebook.cells.pop()
 
 
 DAMAGES = [
-    strip_counts, drop_question, drop_parameter, compute_parameter, ignore_everything, drop_solution, drop_alt,
-    store_error, store_warning, split_output, fail_check, drop_recap,
+    strip_counts, drop_question, drop_parameter, compute_parameter, drop_sizes, add_unread_size, ignore_everything,
+    drop_solution, drop_alt, store_error, store_warning, split_output, fail_check, ignore_check, drop_hint, tell_answer,
+    drop_recap,
 ]  # fmt: skip
 
 
@@ -137,22 +164,22 @@ def test_a_notebook_as_it_is_passes_the_same_comparison(tmp_path):
 
 
 @every_notebook
-def test_another_seed_and_blank_exercises(path, tmp_path):
-    # One run serves two purposes: papermill's parameters arrive and every verdict holds for another seed, and every
-    # check fails, with a hint, while its exercise is blank.
+def test_another_seed_another_size_and_blank_exercises(path, tmp_path):
+    # One run serves three purposes: papermill's parameters arrive from its command line, the chapter runs to its end
+    # and every verdict holds for another seed and other sizes, and every check fails, with a hint, while its exercise
+    # is blank.
     def blank(notebook):
         notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
 
-    copy = damaged(path, tmp_path, blank)
-    papermill.execute_notebook(
-        copy,
-        copy,
-        {"seed": 11, "device": "cpu", "quick": True},
-        cwd=tmp_path,
-        progress_bar=False,
-        kernel_name="python3",
-    )
-    checks = [cell for cell in code_cells(nbformat.read(copy, as_version=4)) if "check" in tags(cell)]
-    assert len(checks) >= 2
-    for cell in checks:
-        assert re.match(r"Not yet, exercise \d+\.\d+.*Hint: \S", printed(cell)), printed(cell)
+    copy, out = damaged(path, tmp_path, blank), tmp_path / "out.ipynb"
+    given = {"seed": 11, "device": "cpu", "quick": True, **other_sizes(code_cells(nbformat.read(path, as_version=4)))}
+    command = [sys.executable, "-m", "papermill", str(copy), str(out), "--cwd", str(tmp_path), "--kernel", "python3"]
+    options = [part for name, value in given.items() for part in ("-p", name, str(value))]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    ran = nbformat.read(out, as_version=4)
+    assert ran.metadata.papermill.parameters == given
+    exercises = [cell for cell in code_cells(ran) if "check" in tags(cell)]
+    for number, cell in enumerate(exercises, start=1):
+        expected = rf"Not yet, exercise {int(path.stem[:2])}\.{number}\b.*Hint: \S"
+        assert re.match(expected, printed(cell)), printed(cell)
