@@ -48,10 +48,10 @@ def silence_thebe(app: Sphinx, _: Any) -> None:
 
 
 def mend_roles(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: Any) -> None:
-    """Correct what the writer says to screen readers: entries of a list are its items, an empty corner heads nothing."""
+    """Correct what screen readers are told: entries of a list are its items, an empty corner heads nothing."""
     if "body" in context:
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
-        context["body"] = re.sub(r'<th class="head">(<p></p>)?</th>', "<td></td>", body)
+        context["body"] = re.sub(r"<th( class=\"[^\"]*\")?>(<p></p>)?</th>", "<td></td>", body)
 
 
 # --- caching ---------------------------------------------------------------------------------------------------------
