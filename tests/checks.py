@@ -58,6 +58,7 @@ def notebook_problems(path: Path) -> list[str]:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [
         *opening_problems(notebook),
+        *needs_problems(notebook, path.stem),
         *run_problems(code),
         *setup_problems(code),
         *comparison_problems(code),
@@ -79,6 +80,17 @@ def opening_problems(notebook: NotebookNode) -> Iterable[str]:
         yield f"promises {len(bullets)} things under 'You will learn', and should promise 3 to 5"
     if "audit.md" not in opening:
         yield "does not link to the audit"
+
+
+def needs_problems(notebook: NotebookNode, name: str) -> Iterable[str]:
+    needs = notebook.metadata.get("measured", {}).get("needs")
+    if not isinstance(needs, list):
+        yield f"must name the chapters it needs in its metadata, measured.needs, as a list; it says {needs}"
+        return
+    pages = toc_pages()
+    earlier = pages[: pages.index(f"notebooks/{name}")]
+    if wrong := [need for need in needs if f"notebooks/{need}" not in earlier]:
+        yield f"needs {wrong}, and no earlier chapters are called that"
 
 
 def run_problems(code: list[NotebookNode]) -> Iterable[str]:

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 from checks import GENERATED, HTML, NOTEBOOKS, ROOT, book_problems, parsed, toc_pages
 
@@ -17,8 +18,8 @@ def built():
     assert (HTML / "book" / "index.html").is_file(), "there is no rendered book: run `make book` first"
 
 
-def extension():
-    spec = importlib.util.spec_from_file_location("measured", ROOT / "book" / "_ext" / "measured.py")
+def extension(name="measured"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -100,9 +101,15 @@ def test_the_error_index_lists_every_pitfall_and_leads_to_its_cell():
         assert f'pitfall("{known.id}")' in cell.get_text()
 
 
-def test_no_other_page_loads_the_script_of_the_error_index():
-    loading = [name for name in toc_pages() if page(name).select("script[src*='pitfalls.js']")]
-    assert loading == ["book/errors"]
+def test_the_error_index_is_on_every_page_as_a_small_script():
+    scripts = {script["src"] for name in toc_pages() for script in page(name).select("script[src*='pitfall_index.js']")}
+    assert len(scripts) == 1
+    assert all(page(name).select("script[src*='pitfalls.js'][defer]") for name in [*toc_pages(), "search"])
+    data = (HTML / "_static" / "pitfall_index.js").read_text(encoding="utf-8")
+    assert len(data.encode()) < 60_000
+    rows = [row.get_text() for row in page("book/errors").select("table.pitfalls tr")]
+    assert [row.get_text() for row in parsed(data).select("table.pitfalls tr")] == rows
+    assert not parsed(data).select("[id^=p0]")  # they would be the cells' on the page of the gallery
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -114,6 +121,36 @@ def test_a_chapter_was_executed_by_the_builder(path):
     hidden = soup.select("div.cell.tag_solution")
     assert hidden
     assert all("tag_hide-cell" in cell["class"] for cell in hidden)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_chapter_says_what_it_needs_and_takes(path):
+    notebook = nbformat.read(path, as_version=4)
+    head = page(f"notebooks/{path.stem}").select_one("article section > dl.chapter-head")
+    assert head.find_previous_sibling("p").get_text().endswith("?")
+    needs, imports, takes = head.find_all("dd")
+    assert [Path(link["href"]).stem for link in needs.select("a")] == notebook.metadata.measured.needs
+    assert "torch" in imports.get_text(strip=True).split(", ")
+    words = sum(len(cell.source.split()) for cell in notebook.cells)
+    read, minutes, run = re.match(
+        r"about ((\d+) minutes) to read(?:; (\d+ (?:s|minutes?)) to run)?", takes.p.text
+    ).groups()
+    assert (int(minutes) - 1) * 200 < words <= int(minutes) * 200, read
+    executed = any((HTML.parent / ".jupyter_cache").glob("*/global.db"))
+    assert bool(run) == executed
+
+
+def test_how_long_a_chapter_takes_is_said_in_words():
+    module = extension("chapter_head")
+    assert [module.spoken(s) for s in (0.2, 59, 59.5, 60, 61, 119.9, 601)] == [
+        "1 s", "59 s", "60 s", "1 minute", "2 minutes", "2 minutes", "11 minutes",
+    ]  # fmt: skip
+
+
+def test_packages_are_named_as_pip_names_them():
+    source = "import os, numpy.linalg\nfrom sklearn import svm\nfrom lstm_utils import check\nfrom myst_nb import glue"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    assert extension("chapter_head").packages(notebook) == ["myst-nb", "numpy", "scikit-learn"]
 
 
 def test_measured_numbers_reached_the_prose():

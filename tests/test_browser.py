@@ -8,6 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from checks import HTML, toc_pages
 from playwright.sync_api import expect
 
@@ -63,6 +64,52 @@ def test_page(visit, name, view):
     for image in page.locator("article img").all():
         image.scroll_into_view_if_needed()
         assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 200
+
+
+# Axe looks at each element by itself, and a chapter has thousands of tokens: one of each kind is enough.
+ONE_TOKEN_OF_A_KIND = """() => {
+  const seen = new Set();
+  for (const token of document.querySelectorAll("pre span")) {
+    const kind = [token, token.parentElement, token.closest("[class*=cell_]")].map(node => node?.className).join();
+    if (seen.has(kind)) token.replaceWith(...token.childNodes);
+    seen.add(kind);
+  }
+}"""
+
+
+def barriers(page):
+    """What axe calls serious or critical."""
+    found = Axe().run(page, options={"preload": False}).response  # it would look for style sheets in the wrong place
+    assert sum(len(rule["nodes"]) for rule in found["passes"]) > 20
+    grave = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+    return [f"{rule['id']}: {node['html']}" for rule in grave for node in rule["nodes"]]
+
+
+@pytest.mark.parametrize("name", [*toc_pages(), "search"])
+def test_a_page_has_no_barriers(visit, name):
+    page = visit(name)
+    page.evaluate(ONE_TOKEN_OF_A_KIND)
+    for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(500)  # the theme takes 300 ms to make what now scrolls reachable by keyboard
+        expect(page.locator("html")).to_have_attribute("data-theme", scheme)
+        assert barriers(page) == []
+
+
+BARRIERS = {
+    "image-alt": "document.querySelector('article img').removeAttribute('alt')",
+    "color-contrast": "document.querySelector('article p').style.color = '#999'",
+    "link-name": "document.querySelector('article p a').textContent = ''",
+    "button-name": "document.querySelector('.theme-switch-button').removeAttribute('aria-label')",
+}
+
+
+@pytest.mark.parametrize("rule", BARRIERS)
+def test_a_barrier_is_noticed(visit, rule):
+    page = visit("book/index")
+    page.evaluate(BARRIERS[rule])
+    assert [found.partition(":")[0] for found in barriers(page)] == [rule]
 
 
 def test_the_theme_switches(visit):
@@ -135,7 +182,7 @@ SEARCH_EACH = """texts => texts.map(text => {
   box.value = text;
   box.dispatchEvent(new Event("input", {bubbles: true}));
   const rows = [...document.querySelectorAll("table.pitfalls tbody tr")].filter(row => row.checkVisibility());
-  const ids = rows => rows.map(row => row.id.toUpperCase());
+  const ids = rows => rows.map(row => row.cells[0].textContent.trim());
   return {
     ids: ids(rows),
     best: ids(rows.filter(row => row.querySelector(".pitfall-best"))),
@@ -229,6 +276,145 @@ def test_the_error_index_is_a_table_without_script(visit):
     expect(page.get_by_label("Paste an error")).to_be_hidden()
 
 
+@pytest.fixture
+def dialog(visit):
+    """Open the error index, by its key, on a page that is not its own."""
+
+    def dialog(name="notebooks/07_padding_and_packing", scheme="light", width=1280):
+        page = visit(name, scheme, width)
+        page.keyboard.press("e")
+        expect(page.get_by_role("dialog", name="Find your error")).to_be_visible()
+        return page
+
+    return dialog
+
+
+@pytest.mark.parametrize("name", [*toc_pages(), "search"])
+def test_the_error_index_is_one_key_away(visit, name):
+    page = visit(name)
+    button = page.get_by_role("link", name="Find your error e", exact=True)
+    expect(button).to_be_visible()
+    assert button.evaluate("link => link.href").endswith("/book/errors.html")
+    for find in (lambda: page.keyboard.press("e"), button.click):
+        find()
+        expect(page.get_by_label("Paste an error")).to_be_focused()
+        expect(page.get_by_label("Paste an error")).to_have_value("")
+        expect(page.get_by_role("dialog")).to_have_count(int(name != "book/errors"))
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        page.locator("article h1, #search-documentation").first.click()
+
+
+@pytest.mark.parametrize("how", ["verbatim", "traceback of other numbers", "without the last word"])
+def test_the_dialog_finds_what_python_finds(dialog, how):
+    texts = [PASTED[how](message) for known in pitfalls().values() for message in known.messages]
+    found = dialog().evaluate(SEARCH_EACH, texts)
+    for text, seen in zip(texts, found, strict=True):
+        expected = [known.id for known in find_pitfalls(text)]
+        assert seen["said"] == expected, text
+        assert seen["ids"] == expected or not expected, text
+
+
+def test_the_dialog_leads_to_the_cell_even_on_the_same_page(dialog):
+    page = dialog("notebooks/08_error_gallery")
+    page.get_by_label("Paste an error").fill("int8")
+    page.get_by_role("dialog").get_by_role("link", name="P24").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator("#p24")).to_be_in_viewport()
+
+
+def test_the_dialog_goes_on_as_a_page(dialog):
+    page = dialog()
+    page.get_by_label("Paste an error").fill("int8")
+    page.get_by_role("link", name="As a page").click()
+    page.wait_for_url("**/book/errors.html?find=int8")
+    expect(page.get_by_label("Paste an error")).to_have_value("int8")
+
+
+def test_the_dialog_keeps_the_focus_and_gives_it_back(visit):
+    page = visit("notebooks/07_padding_and_packing")
+    before = page.locator("article p a").first
+    before.focus()
+    page.keyboard.press("e")
+    page.get_by_label("Paste an error").fill("int8")
+    within = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        # Between the last and the first, the browser's own buttons have it; the page then says "body".
+        at = "element => element.closest('dialog[open]') ? element.textContent || element.tagName : element.tagName"
+        within.add(page.locator("*:focus, body:not(:has(*:focus))").evaluate(at))
+    assert within - {"BODY"} == {"Close", "TEXTAREA", "Clear", "P24", "P25", "INPUT", "As a page"}
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(before).to_be_focused()
+    page.keyboard.press("e")
+    expect(page.get_by_label("Paste an error")).to_have_value("int8")
+    page.keyboard.insert_text("x")  # what was there is selected
+    expect(page.get_by_label("Paste an error")).to_have_value("x")
+    page.get_by_role("button", name="Close").click()
+    expect(before).to_be_focused()
+
+
+def test_the_key_is_left_to_those_who_type(visit):
+    page = visit("notebooks/07_padding_and_packing")
+    page.keyboard.press("Control+k")
+    expect(page.locator("input[type=search]:visible")).to_be_focused()
+    page.keyboard.press("e")
+    expect(page.locator("input[type=search]:visible")).to_have_value("e")
+    expect(page.locator(".find-error-dialog")).to_have_count(0)
+    page.keyboard.press("Escape")
+    for combination in ("Alt+e", "Control+Shift+e", "E"):
+        page.keyboard.press(combination)
+    expect(page.locator(".find-error-dialog")).to_have_count(0)
+
+
+def test_the_key_can_be_switched_off(dialog):
+    page = dialog()
+    page.get_by_role("checkbox", name="The key e opens this").uncheck()
+    page.keyboard.press("Escape")
+    page.reload()
+    page.keyboard.press("e")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_role("link", name="Find your error", exact=True).click()
+    page.get_by_role("checkbox", name="The key e opens this").check()
+    page.keyboard.press("Escape")
+    page.keyboard.press("e")
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_the_dialog_has_no_barriers_and_fits(dialog, view):
+    page = dialog("book/index", *view)
+    page.get_by_label("Paste an error").fill(traceback(pitfalls()["P01"].messages[0]))
+    assert barriers(page) == []
+    assert page.evaluate(OVERFLOW) <= 0
+    assert page.locator(".find-error-dialog").evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+    left, right = page.locator(".find-error-dialog").evaluate(
+        "box => [box.offsetLeft, box.offsetLeft + box.offsetWidth]"
+    )
+    assert 0 <= left < right <= view[1]
+
+
+def test_the_dialog_works_from_the_disk(browser):
+    context = browser.new_context()
+    page, complaints = context.new_page(), []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(request.url))
+    page.goto((HTML / "notebooks" / "07_padding_and_packing.html").as_uri())
+    page.keyboard.press("e")
+    page.get_by_label("Paste an error").fill(traceback(pitfalls()["P13"].messages[0]))
+    page.get_by_role("dialog").get_by_role("link", name="P13").click()
+    page.wait_for_url("file://*/notebooks/08_error_gallery.html#p13")
+    context.close()
+    assert complaints == []
+
+
+def test_without_script_the_button_is_a_link(visit):
+    page = visit("notebooks/07_padding_and_packing", java_script_enabled=False)
+    page.get_by_role("link", name="Find your error", exact=True).first.click()
+    page.wait_for_url("**/book/errors.html")
+
+
 def test_reading_on(visit):
     page = visit("book/index")
     for expected in toc_pages()[1:]:
@@ -236,10 +422,24 @@ def test_reading_on(visit):
         assert page.url.endswith(f"{expected}.html")
 
 
-def test_the_text_needs_no_script(visit):
-    page = visit("notebooks/03_layers_bias_batch_first", java_script_enabled=False)
-    expect(page.get_by_text("20 sequences", exact=False).first).to_be_visible()
-    expect(page.locator("article img").first).to_be_visible()
+# What of an article takes no room on the page: texts and formulas that a reader without scripts would miss.
+UNSEEN = """article => [...article.querySelectorAll("h1, h2, h3, p, li, td, pre, math, img")]
+  .filter(node => node.textContent.trim() || node.localName === "img")
+  .filter(node => !node.closest(".tag_hide-cell details:not([open]), .pitfall-search"))
+  .filter(node => !node.checkVisibility() || !node.getBoundingClientRect().height)
+  .map(node => node.outerHTML.slice(0, 200))"""
+
+
+@pytest.mark.parametrize("name", toc_pages())
+def test_the_text_needs_no_script(visit, name):
+    page = visit(name, java_script_enabled=False)
+    expect(page.locator("article h1")).to_be_visible()
+    assert page.locator("article").evaluate(UNSEEN) == []
+    solutions = page.locator(".tag_solution")
+    assert bool(solutions.count()) == name.startswith("notebooks/")
+    for solution in solutions.all():
+        solution.locator("summary").click()
+        expect(solution.locator("pre").first).to_be_visible()
 
 
 def test_a_solution_is_hidden_until_asked_for(visit):

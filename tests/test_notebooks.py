@@ -52,6 +52,14 @@ def drop_question(notebook):
     notebook.cells[0].source = notebook.cells[0].source.replace("?**", ".**")
 
 
+def drop_needs(notebook):
+    del notebook.metadata["measured"]
+
+
+def need_a_later_chapter(notebook):
+    notebook.metadata["measured"]["needs"].append(NOTEBOOKS[-1].stem)
+
+
 def drop_parameter(notebook):
     cell = next(cell for cell in code_cells(notebook) if "parameters" in tags(cell))
     cell.source = cell.source.replace("quick = False", "")
@@ -126,9 +134,9 @@ def drop_recap(notebook):
 
 
 DAMAGES = [
-    strip_counts, drop_question, drop_parameter, compute_parameter, drop_sizes, add_unread_size, ignore_everything,
-    drop_solution, drop_alt, store_error, store_warning, split_output, fail_check, ignore_check, drop_hint, tell_answer,
-    drop_recap,
+    strip_counts, drop_question, drop_needs, need_a_later_chapter, drop_parameter, compute_parameter, drop_sizes,
+    add_unread_size, ignore_everything, drop_solution, drop_alt, store_error, store_warning, split_output, fail_check,
+    ignore_check, drop_hint, tell_answer, drop_recap,
 ]  # fmt: skip
 
 

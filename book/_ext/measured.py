@@ -47,6 +47,13 @@ def silence_thebe(app: Sphinx, _: Any) -> None:
     app.registry.css_files[:] = [entry for entry in app.registry.css_files if entry[0] != "sphinx-thebe.css"]
 
 
+def mend_roles(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: Any) -> None:
+    """Correct what screen readers are told: entries of a list are its items, an empty corner heads nothing."""
+    if "body" in context:
+        body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        context["body"] = re.sub(r"<th( class=\"[^\"]*\")?>(<p></p>)?</th>", "<td></td>", body)
+
+
 # --- caching ---------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +251,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for kernels that make did not start: see the Makefile
     app.connect("config-inited", silence_thebe)
     app.connect("config-inited", separate_cache)
+    app.connect("html-page-context", mend_roles)
     app.connect("doctree-read", anchor_cells)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
     app.connect("doctree-resolved", finish_glued_figures)

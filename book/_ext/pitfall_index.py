@@ -1,19 +1,26 @@
-"""The error index: every pitfall of ``pitfalls.yml`` in one table, searched by ``_static/pitfalls.js``."""
+"""The error index: every pitfall of ``pitfalls.yml`` in one table, searched by ``_static/pitfalls.js``.
+
+It has a page of its own, and is one key away on every other.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 from lstm_utils.pitfalls import Pitfall, pitfalls
 
+PAGE = "book/errors"
 GALLERY = "notebooks/08_error_gallery"
+DATA = "pitfall_index.js"
 
 # Hidden until the script that makes it work has arrived: without one, a reader gets the whole table and no dead box.
 SEARCH = """
@@ -80,19 +87,28 @@ class PitfallIndex(SphinxDirective):
         return nodes.paragraph("", "", *self.parse_inline(f"**{label}:** {text}")[0], classes=list(classes))
 
 
-def add_script(
-    app: Sphinx, _page: str, _template: str, _context: dict[str, Any], doctree: nodes.document | None
-) -> None:
-    """Load the script of the index on the page that has one, and nowhere else."""
-    if doctree and any("pitfall-index" in node["classes"] for node in doctree.findall(nodes.container)):
-        # Deferred instead of a module: browsers refuse modules to a page that is opened from the disk.
-        app.add_js_file("pitfalls.js", loading_method="defer")
+def write_script(app: Sphinx, env: BuildEnvironment) -> None:
+    """Write the index, as its page shows it, into a script: a page opened from the disk may load nothing else."""
+    if app.builder.name != "html":
+        return
+    doctree = env.get_doctree(PAGE)
+    [index] = doctree.findall(lambda node: isinstance(node, nodes.container) and "pitfall-index" in node["classes"])
+    for row in index.findall(nodes.row):
+        row["ids"] = []  # on the page of the gallery, they are its cells'
+    html = app.builder.render_partial(index)["fragment"]
+    literal = re.sub(r"\\|`|\$\{", r"\\\g<0>", html)
+    script = Path(app.outdir, "_static", DATA)
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(f"window.pitfallIndex = `{literal}`;\n", encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the parts."""
     app.add_directive("pitfall-index", PitfallIndex)
-    app.connect("html-page-context", add_script)
+    # Deferred instead of modules: browsers refuse modules to a page that is opened from the disk.
+    for script in (DATA, "pitfalls.js"):
+        app.add_js_file(script, loading_method="defer")
+    app.connect("env-updated", write_script)  # before the pages, which name it with a checksum
     return {
         # Sphinx reads every page again when this number changes, so a change to this file is never missed.
         "env_version": int.from_bytes(hashlib.sha256(Path(__file__).read_bytes()).digest()[:4]),

@@ -1,4 +1,5 @@
-// The search of the error index: filters and reorders the rows that book/_ext/pitfall_index.py has rendered.
+// The search of the error index: filters and reorders the rows that book/_ext/pitfall_index.py has rendered. On its own
+// page they stand in the text; on every other, the key or the button "Find your error" opens them in a dialog.
 // Messages are matched as lstm_utils.pitfalls does it in Python; tests/test_browser.py holds one against the other.
 (() => {
   "use strict";
@@ -76,7 +77,16 @@
     return said.length ? said : found(matchWords(query, rows));
   };
 
-  const start = (index) => {
+  /** The address of the index with a query; the end of a traceback is its message. */
+  const addressOf = (page, query) => {
+    const address = new URL(page);
+    if (query) address.searchParams.set(PARAMETER, query.slice(-LONGEST_LINK));
+    else address.searchParams.delete(PARAMETER);
+    return address;
+  };
+
+  /** Make an index work, from a first query on; `remember` is told every later one. Returns its box, and what clears it. */
+  const start = (index, query, remember) => {
     const search = index.querySelector("[role=search]");
     const box = search.querySelector("textarea");
     const status = search.querySelector("[role=status]");
@@ -116,20 +126,9 @@
         : "Nothing matches. Try the last line of the error alone, or one or two words of it.";
     };
 
-    // Browsers refuse an address that changes with every key; the end of a traceback is its message.
-    let waiting;
-    const remember = () => {
-      const address = new URL(location.href);
-      const query = box.value.trim().slice(-LONGEST_LINK);
-      if (query) address.searchParams.set(PARAMETER, query);
-      else address.searchParams.delete(PARAMETER);
-      history.replaceState(history.state, "", address);
-    };
-
     const update = () => {
       show();
-      clearTimeout(waiting);
-      waiting = setTimeout(remember, 300);
+      remember(box.value.trim());
     };
 
     const clear = () => {
@@ -140,14 +139,87 @@
 
     box.addEventListener("input", update);
     search.querySelector("button").addEventListener("click", clear);
+    box.value = query;
+    search.hidden = false;
+    show();
+    return { box, clear };
+  };
+
+  const startPage = (index) => {
+    let waiting; // browsers refuse an address that changes with every key
+    const remember = (query) => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => history.replaceState(history.state, "", addressOf(location.href, query)), 300);
+    };
+    const { box, clear } = start(index, new URLSearchParams(location.search).get(PARAMETER) ?? "", remember);
     index.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !event.isComposing && box.value) clear();
     });
-
-    box.value = new URLSearchParams(location.search).get(PARAMETER) ?? "";
-    search.hidden = false;
-    show();
+    return () => box.focus();
   };
 
-  document.querySelectorAll(".pitfall-index").forEach(start);
+  const startDialog = (page) => {
+    const dialog = document.createElement("dialog");
+    dialog.className = "find-error-dialog";
+    dialog.setAttribute("aria-labelledby", "find-error-title");
+    dialog.setAttribute("closedby", "any"); // a click beside it, too
+    dialog.innerHTML = `
+      <header><h2 id="find-error-title">Find your error</h2><button type="button">Close</button></header>
+      ${window.pitfallIndex}
+      <footer><label><input type="checkbox"> The key <kbd>${KEY}</kbd> opens this</label><a>As a page</a></footer>`;
+    dialog.querySelector(".pitfall-search button").removeAttribute("aria-keyshortcuts"); // here, Escape closes
+    document.body.append(dialog);
+    for (const link of dialog.querySelectorAll("a[href]")) link.href = new URL(link.getAttribute("href"), page);
+    const whole = dialog.querySelector("footer a");
+    const remember = (query) => (whole.href = addressOf(page, query));
+    const { box } = start(dialog, "", remember);
+    remember("");
+    const close = () => dialog.close(); // the browser then gives the focus back
+    dialog.querySelector("button").addEventListener("click", close);
+    dialog.addEventListener("click", (event) => event.target.closest("a") && close()); // the cell may be on this page
+    const byKey = dialog.querySelector("input");
+    byKey.checked = keyIsOn();
+    byKey.addEventListener("change", () => {
+      localStorage.setItem(SETTING, byKey.checked ? "on" : "off");
+      showKey();
+    });
+    return () => {
+      dialog.showModal();
+      box.focus();
+      box.select();
+    };
+  };
+
+  // A key alone can be struck by chance, or by a program that turns speech into keys: it can be switched off.
+  const KEY = "e";
+  const SETTING = "find-error-key";
+  const keyIsOn = () => localStorage.getItem(SETTING) !== "off";
+  const link = document.querySelector(".find-error");
+  const showKey = () => {
+    link.querySelector("kbd").hidden = !keyIsOn();
+    if (keyIsOn()) link.setAttribute("aria-keyshortcuts", KEY);
+    else link.removeAttribute("aria-keyshortcuts");
+  };
+
+  const index = document.querySelector(".pitfall-index");
+  let open = index && startPage(index);
+  const openIndex = () => {
+    open ??= startDialog(link.href);
+    open();
+  };
+
+  const modified = (event) => event.ctrlKey || event.metaKey || event.altKey || event.shiftKey;
+  const TYPED_INTO = "input, textarea, select, dialog";
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== KEY || modified(event) || event.repeat || event.isComposing || !keyIsOn()) return;
+    if (event.target.isContentEditable || event.target.closest(TYPED_INTO)) return;
+    event.preventDefault(); // or the box would begin with it
+    openIndex();
+  });
+  link.addEventListener("click", (event) => {
+    if (modified(event)) return;
+    event.preventDefault();
+    openIndex();
+  });
+  showKey();
 })();
