@@ -100,9 +100,9 @@ def test_the_error_index_lists_every_pitfall_and_leads_to_its_cell():
         assert f'pitfall("{known.id}")' in cell.get_text()
 
 
-def test_no_other_page_loads_the_script_of_the_error_index():
-    loading = [name for name in toc_pages() if page(name).select("script[src*='pitfalls.js']")]
-    assert loading == ["book/errors"]
+@pytest.mark.parametrize(("script", "home"), [("pitfalls", "book/errors"), ("calculators", "book/calculator")])
+def test_no_other_page_loads_the_script_of_one(script, home):
+    assert [name for name in toc_pages() if page(name).select(f"script[src*='{script}.js']")] == [home]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
