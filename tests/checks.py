@@ -27,6 +27,8 @@ PARAMETERS = {"seed", "device", "quick"}
 TAGS = {"parameters", "nbval-ignore-output", "exercise", "solution", "hide-cell", "check"}
 # Pages that the builder adds by itself.
 GENERATED = {"genindex", "search", "index"}
+# In a browser: pixels by which a page is wider than its window.
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 def toc_pages() -> list[str]:

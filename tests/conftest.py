@@ -1,17 +1,23 @@
-"""A browser for the tests that need one. A full run that executed less than the last must be red: see floors.json."""
+"""A browser and the rendered book in it, for the modules that need them. A full run that executed less than the last one
+must be red: see floors.json.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "_build" / "html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLOORS = json.loads((Path(__file__).parent / "floors.json").read_text(encoding="utf-8"))
 
@@ -68,3 +74,39 @@ def pytest_configure(config: pytest.Config) -> None:
     whole = {Path(argument).name for argument in config.args} >= {"tests", "notebooks"} and config.getoption("nbval")
     if whole and not config.getoption("keyword") and not config.getoption("collectonly"):
         config.pluginmanager.register(Floors(), "floors")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open a page; what it fetched elsewhere, and every error in its console, ends the test in red."""
+    contexts, complaints = [], []
+
+    def visit(name, scheme="light", width=1280, **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or complaints.append(r.url))
+        page.on("response", lambda r: r.status < 400 or complaints.append(f"{r.status} {r.url}"))
+        page.on("console", lambda m: m.type == "error" and complaints.append(m.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"{address}/{name}.html")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []

@@ -112,6 +112,10 @@ def test_the_error_index_is_on_every_page_as_a_small_script():
     assert not parsed(data).select("[id^=p0]")  # they would be the cells' on the page of the gallery
 
 
+def test_no_other_page_loads_the_script_of_the_calculators():
+    assert [name for name in toc_pages() if page(name).select("script[src*='calculators.js']")] == ["book/calculator"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_chapter_was_executed_by_the_builder(path):
     # The hardware line is ignored by nbval, so the rendered one shows who ran the cells.

@@ -3,56 +3,17 @@
 import random
 import re
 import textwrap
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from checks import HTML, toc_pages
+from checks import HTML, OVERFLOW, toc_pages
 from playwright.sync_api import expect
 
 from lstm_utils.claims import claims
 from lstm_utils.pitfalls import find_pitfalls, pitfalls
 
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 VIEWS = {"light, wide": ("light", 1280), "dark, phone": ("dark", 390)}
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def address():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(HTML)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Open a page; what it fetched elsewhere, and every error in its console, ends the test in red."""
-    contexts, complaints = [], []
-
-    def visit(name, scheme="light", width=1280, **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or complaints.append(r.url))
-        page.on("response", lambda r: r.status < 400 or complaints.append(f"{r.status} {r.url}"))
-        page.on("console", lambda m: m.type == "error" and complaints.append(m.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"{address}/{name}.html")
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
