@@ -32,8 +32,9 @@ FOOTER = '<div style="width: 100%; text-align: center; font: 8pt sans-serif"><sp
 INTERACTIVE = "a.headerlink, button, script, .audit-filter, .pitfall-search"
 # The innermost elements that are wider than the paper, or than the box that holds them: their right end would be cut.
 CUT = """() => {
+  const paper = document.documentElement.clientWidth + 1;
   const cut = [...document.querySelectorAll("article *")].filter(node =>
-    node.getBoundingClientRect().right > document.documentElement.clientWidth + 1
+    node.getBoundingClientRect().right > paper || node.getBoundingClientRect().left + node.scrollWidth > paper
     || (node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible"));
   return cut.filter(node => !cut.some(other => other !== node && node.contains(other)))
     .map(node => `${node.closest("article").id} <${node.localName}> ${node.textContent.trim().slice(0, 60)}`);
@@ -109,14 +110,19 @@ def contents(titles: Mapping[str, str], numbers: Mapping[str, int]) -> Iterator[
             yield f'<p><a href="#{anchor(page)}">{titles[page]}</a><span>{numbers.get(page, "")}</span></p>'
 
 
-def document(html: Path, numbers: Mapping[str, int]) -> str:
-    """The book as one page of HTML."""
+def joined(html: Path) -> dict[str, Tag]:
+    """The text of every page, in the order of the book."""
     pages = [page for _, some in parts() for page in some]
-    articles = {page: article(html, page, pages) for page in pages}
+    return {page: article(html, page, pages) for page in pages}
+
+
+def document(html: Path, articles: Mapping[str, Tag], numbers: Mapping[str, int]) -> str:
+    """The book as one page of HTML."""
     titles = {page: node.h1.decode_contents() for page, node in articles.items()}
-    head = BeautifulSoup((html / f"{pages[0]}.html").read_text(encoding="utf-8"), "html.parser").head
+    first = html / f"{next(iter(articles))}.html"
+    head = BeautifulSoup(first.read_text(encoding="utf-8"), "html.parser").head
     title = head.title.string.rpartition("—")[2].strip()
-    sheets = [(html / pages[0]).parent / urlsplit(link["href"]).path for link in head.select('link[rel="stylesheet"]')]
+    sheets = [first.parent / urlsplit(link["href"]).path for link in head.select('link[rel="stylesheet"]')]
     links = [f'<link rel="stylesheet" href="{sheet.resolve().as_uri()}">' for sheet in [*sheets, ROOT / "book/pdf.css"]]
     return "\n".join(
         [
@@ -169,10 +175,11 @@ def make_pdf(html: Path, target: Path) -> None:
             page = browser.new_context(viewport={"width": WIDTH, "height": 1000}, **options).new_page()
             page.emulate_media(media="print")
             page.set_default_timeout(600_000)  # hundreds of pages, perhaps on a slow machine
+            articles = joined(html)
             source = Path(folder) / "book.html"
             numbers: dict[str, int] = {}
             for finished in (False, True):
-                source.write_text(document(html, numbers), encoding="utf-8")
+                source.write_text(document(html, articles, numbers), encoding="utf-8")
                 print_page(page, source, half, finished=finished)
                 numbers = first_pages(half)
             browser.close()
