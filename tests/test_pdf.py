@@ -55,6 +55,19 @@ def test_it_has_every_page_of_the_book_in_order(book, reader):
         assert packed(text) in packed(reader.pages[begins[name] - 1].extract_text())
 
 
+def bookmarks(outline):
+    for entry in outline:
+        if isinstance(entry, list):
+            yield from bookmarks(entry)
+        else:
+            yield packed(entry.title)
+
+
+def test_the_bookmarks_are_the_headings_each_once(reader, joined):
+    headings = [packed(node.get_text()) for node in joined.find_all(re.compile("^h[1-6]$"))]
+    assert list(bookmarks(reader.outline)) == [text for text in headings if text]
+
+
 def test_it_can_be_sent_around(book):
     assert book.stat().st_size < 40e6
 
