@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Nothing is reported to anybody: ONNX Runtime would, from its import on.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help book test lab notebooks sweep bench lint clean
+.PHONY: help book pdf test lab notebooks sweep bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ book: $(STAMP) ## set up, run every chapter, render the book, print where it is
 	@$(BIN)/jupyter-book build . -n -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
 	@test -s _build/html/book/index.html || { echo "The build left no page behind." >&2; exit 1; }
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
+
+pdf: book ## the book as one PDF, printed from its pages by Chromium; print where it is
+	@$(BIN)/python book/pdf.py
 
 test: lint book ## lint, types, unit tests, every notebook against its stored outputs, the rendered pages
 	@# The stored outputs are a CPU's: on a GPU, floats and kernels differ.

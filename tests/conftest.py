@@ -1,4 +1,4 @@
-"""A browser and the rendered book in it, for the modules that need them. A full run that executed less than the last one
+"""A browser and the rendered book in it, for modules that need them. A full run that executed less than the last one
 must be red: see floors.json.
 """
 
