@@ -107,6 +107,7 @@ def test_the_error_index_is_on_every_page_as_a_small_script():
     assert all(page(name).select("script[src*='pitfalls.js'][defer]") for name in [*toc_pages(), "search"])
     data = (HTML / "_static" / "pitfall_index.js").read_text(encoding="utf-8")
     assert len(data.encode()) < 60_000
+    data = re.sub(r"\\(.)", r"\1", data)  # as the browser reads it
     rows = [row.get_text() for row in page("book/errors").select("table.pitfalls tr")]
     assert [row.get_text() for row in parsed(data).select("table.pitfalls tr")] == rows
     assert not parsed(data).select("[id^=p0]")  # they would be the cells' on the page of the gallery

@@ -30,7 +30,7 @@ def test_page(visit, name, view):
 # Axe looks at each element by itself, and a chapter has thousands of tokens: one of each kind is enough.
 ONE_TOKEN_OF_A_KIND = """() => {
   const seen = new Set();
-  for (const token of document.querySelectorAll("pre span")) {
+  for (const token of document.querySelectorAll("pre span, code span")) {
     const kind = [token, token.parentElement, token.closest("[class*=cell_]")].map(node => node?.className).join();
     if (seen.has(kind)) token.replaceWith(...token.childNodes);
     seen.add(kind);
@@ -38,10 +38,11 @@ ONE_TOKEN_OF_A_KIND = """() => {
 }"""
 
 
-def barriers(page):
+def barriers(page, **options):
     """What axe calls serious or critical."""
-    found = Axe().run(page, options={"preload": False}).response  # it would look for style sheets in the wrong place
-    assert sum(len(rule["nodes"]) for rule in found["passes"]) > 20
+    # It would look for style sheets in the wrong place, had it leave to load them.
+    found = Axe().run(page, options={"preload": False, **options}).response
+    assert sum(len(rule["nodes"]) for rule in found["passes"]) > 0
     grave = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
     return [f"{rule['id']}: {node['html']}" for rule in grave for node in rule["nodes"]]
 
@@ -50,19 +51,21 @@ def barriers(page):
 def test_a_page_has_no_barriers(visit, name):
     page = visit(name)
     page.evaluate(ONE_TOKEN_OF_A_KIND)
-    for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
-        page.emulate_media(color_scheme=scheme)
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(500)  # the theme takes 300 ms to make what now scrolls reachable by keyboard
-        expect(page.locator("html")).to_have_attribute("data-theme", scheme)
-        assert barriers(page) == []
+    assert barriers(page) == []
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.wait_for_timeout(500)  # colours fade
+    assert barriers(page, runOnly=["color-contrast"]) == []
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.wait_for_timeout(500)  # the theme takes 300 ms to make what now scrolls reachable by keyboard
+    assert barriers(page, rules={"color-contrast": {"enabled": False}}) == []
 
 
 BARRIERS = {
     "image-alt": "document.querySelector('article img').removeAttribute('alt')",
     "color-contrast": "document.querySelector('article p').style.color = '#999'",
     "link-name": "document.querySelector('article p a').textContent = ''",
-    "button-name": "document.querySelector('.theme-switch-button').removeAttribute('aria-label')",
+    "button-name": "document.querySelector('article').append(document.createElement('button'))",
 }
 
 
@@ -255,7 +258,7 @@ def test_the_error_index_is_one_key_away(visit, name):
     page = visit(name)
     button = page.get_by_role("link", name="Find your error e", exact=True)
     expect(button).to_be_visible()
-    assert button.evaluate("link => link.href").endswith("/book/errors.html")
+    assert button.evaluate("link => new URL(link.href).pathname") == "/book/errors.html"
     for find in (lambda: page.keyboard.press("e"), button.click):
         find()
         expect(page.get_by_label("Paste an error")).to_be_focused()
@@ -263,7 +266,7 @@ def test_the_error_index_is_one_key_away(visit, name):
         expect(page.get_by_role("dialog")).to_have_count(int(name != "book/errors"))
         page.keyboard.press("Escape")
         expect(page.get_by_role("dialog")).to_have_count(0)
-        page.locator("article h1, #search-documentation").first.click()
+        page.evaluate("document.activeElement.blur()")
 
 
 @pytest.mark.parametrize("how", ["verbatim", "traceback of other numbers", "without the last word"])
@@ -304,7 +307,7 @@ def test_the_dialog_keeps_the_focus_and_gives_it_back(visit):
         # Between the last and the first, the browser's own buttons have it; the page then says "body".
         at = "element => element.closest('dialog[open]') ? element.textContent || element.tagName : element.tagName"
         within.add(page.locator("*:focus, body:not(:has(*:focus))").evaluate(at))
-    assert within - {"BODY"} == {"Close", "TEXTAREA", "Clear", "P24", "P25", "INPUT", "As a page"}
+    assert within - {"BODY"} == {"Close", "TEXTAREA", "Clear", "P24", "P31", "INPUT", "As a page"}
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(before).to_be_focused()
@@ -336,7 +339,8 @@ def test_the_key_can_be_switched_off(dialog):
     page.reload()
     page.keyboard.press("e")
     expect(page.get_by_role("dialog")).to_have_count(0)
-    page.get_by_role("link", name="Find your error", exact=True).click()
+    expect(page.locator(".find-error kbd")).to_be_hidden()
+    page.locator(".find-error").click()
     page.get_by_role("checkbox", name="The key e opens this").check()
     page.keyboard.press("Escape")
     page.keyboard.press("e")
@@ -365,14 +369,14 @@ def test_the_dialog_works_from_the_disk(browser):
     page.keyboard.press("e")
     page.get_by_label("Paste an error").fill(traceback(pitfalls()["P13"].messages[0]))
     page.get_by_role("dialog").get_by_role("link", name="P13").click()
-    page.wait_for_url("file://*/notebooks/08_error_gallery.html#p13")
+    page.wait_for_url("file:///**/notebooks/08_error_gallery.html#p13")
     context.close()
     assert complaints == []
 
 
 def test_without_script_the_button_is_a_link(visit):
     page = visit("notebooks/07_padding_and_packing", java_script_enabled=False)
-    page.get_by_role("link", name="Find your error", exact=True).first.click()
+    page.locator(".find-error").click()
     page.wait_for_url("**/book/errors.html")
 
 
