@@ -1,4 +1,4 @@
-"""What must be true of a notebook, of the audit and of the rendered book, as functions that list what is wrong.
+"""What must be true of a notebook, its run, the audit and the rendered book, as functions that list what is wrong.
 
 The tests run them on the real thing, where the list must be empty, and on damaged copies, where it must not be.
 """
@@ -6,7 +6,9 @@ The tests run them on the real thing, where the list must be empty, and on damag
 from __future__ import annotations
 
 import ast
+import os
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -221,6 +223,39 @@ def ending_problems(notebook: NotebookNode) -> Iterable[str]:
         yield "does not say what comes next"
 
 
+# --- whom a run asks -------------------------------------------------------------------------------------------------
+
+LOCAL = {"127.0.0.1", "::1", "localhost", socket.gethostname()}  # torchrun looks the machine's own name up
+# Python runs this at the start of every process that inherits the variables: servers, kernels, and what these start.
+# It notes and does not forbid: who asks in vain, and carries on, has asked all the same.
+SPY = """
+import os, sys
+log = os.open(os.environ["SPIED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def note(event, arguments):
+    if event in ("socket.bind", "socket.connect", "socket.sendto", "socket.sendmsg"):
+        hosts = [arguments[1][0]] if isinstance(arguments[1], tuple) else []
+    else:
+        hosts = arguments[:1] if event.startswith(("socket.getaddrinfo", "socket.gethostby")) else []
+    for host in hosts:
+        os.write(log, f"{host or 'every interface'}\\n".encode())
+sys.addaudithook(note)
+"""
+
+
+def spied(folder: Path) -> dict[str, str]:
+    """Variables under which every Python process notes in a folder which hosts it asks, looks up or listens for."""
+    spy = folder / "spy"
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(SPY, encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(spy), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "SPIED": str(spy / "asked")}
+
+
+def asked(folder: Path) -> set[str]:
+    """The hosts; an error where no process noted anything."""
+    return set((folder / "spy" / "asked").read_text(encoding="utf-8").splitlines())
+
+
 # --- the audit -------------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +294,17 @@ def audit_problems(claims: Mapping[str, Claim], notebooks: Iterable[Path]) -> li
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------
+
+
+# Every script that stands in a page, and who put it there. None is ours: those are files, in book/_static.
+INLINE = re.compile(
+    r"document\.documentElement\.dataset\.mode = "  # pydata-sphinx-theme: the theme, before anything is drawn
+    r"|// Activate the search field on page load\n"  # pydata-sphinx-theme: the page of the search
+    r"|DOCUMENTATION_OPTIONS\.(pagename = '[\w/]+'|search_as_you_type = false);$"  # pydata-sphinx-theme
+    r"|let toggle(HintShow|HintHide|OpenOnPrint) = '[\w ]+';$"  # sphinx-togglebutton
+    r"|var togglebuttonSelector = '[\w., -]+';$"  # sphinx-togglebutton
+)
+HANDLERS = {"toggleFullScreen()", "window.print()"}  # sphinx-book-theme: two buttons above a page
 
 
 @cache
@@ -314,6 +360,13 @@ def page_problems(path: Path, texts: Mapping[Path, str]) -> Iterable[str]:
     for script in soup.find_all("script", src=False):
         if address := re.search(r"https?://[^\s\"']+", script.get_text()):
             yield f"has a script that names {address.group()}"
+        if not INLINE.match(script.get_text().strip()):
+            yield f"has a script that nobody is known to put there: {script.get_text().strip()[:80]}"
+    for node in soup.find_all(True):
+        for attribute, value in node.attrs.items():
+            runs = attribute.startswith("on") or str(value).strip().lower().startswith("javascript:")
+            if runs and value not in HANDLERS:
+                yield f"has a {node.name} with a script of its own: {value}"
     yield from link_problems(path, article, texts)
     prose = "".join(text for text in article.find_all(string=True) if not text.find_parent(["pre", "code", "math"]))
     if left := re.search(r"\{[a-z:]+\}`|```|:::|\$\$|\\begin\{|\*\*\w", prose):

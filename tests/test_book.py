@@ -49,6 +49,9 @@ DAMAGES = {
     "another host": lambda html: edit(
         html, "book/index", "</head>", '<script src="https://x.org/x.js"></script></head>'
     ),
+    "a strange script": lambda html: edit(html, "book/index", "</head>", "<script>track()</script></head>"),
+    "a script in a link": lambda html: edit(html, "book/index", "</main>", '<a href="javascript:x()">x</a></main>'),
+    "a script in a button": lambda html: edit(html, "book/index", "</main>", '<b onclick="x()">x</b></main>'),
     "a figure without alt": lambda html: edit(html, "book/index", 'alt="Three panels', 'title="Three panels'),
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from checks import NOTEBOOKS, ROOT, parameters, tags
+from checks import LOCAL, NOTEBOOKS, ROOT, asked, parameters, spied, tags
 from playwright.sync_api import expect
 
 from lstm_utils.exercises import NOT_YET, PASSED
@@ -21,17 +21,6 @@ CHAPTER = NOTEBOOKS[0]
 TOKEN = "of-the-test"
 ARGUMENTS = f"--no-browser --allow-root --ip=127.0.0.1 --port=0 --IdentityProvider.token={TOKEN}"
 WAIT = 60_000  # ms, for a busy machine
-# Python runs this at the start of every process of the lab, its server and its kernels.
-SPY = """
-import os, sys
-log = os.open(os.environ["SPIED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-def note(event, arguments):
-    if event in ("socket.bind", "socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
-        os.write(log, f"{arguments[1][0]}\\n".encode())
-    elif event == "socket.getaddrinfo":
-        os.write(log, f"{arguments[0]}\\n".encode())
-sys.addaudithook(note)
-"""
 
 
 def digest():
@@ -68,8 +57,6 @@ def lab(checkout):
     processes = []
 
     def start(arguments=ARGUMENTS):
-        (checkout / "spy").mkdir()
-        (checkout / "spy" / "sitecustomize.py").write_text(SPY, encoding="utf-8")
         kept = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}}
         # The user's own settings, workspaces and history are neither read nor written.
         own = {f"JUPYTER_{name}_DIR": str(checkout / "own") for name in ("CONFIG", "DATA", "RUNTIME")}
@@ -78,10 +65,7 @@ def lab(checkout):
         settings = checkout / "own" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
         settings.parent.mkdir(parents=True)
         settings.write_text('{"fetchNews": "true"}', encoding="utf-8")
-        own |= {"IPYTHONDIR": str(checkout / "own"), "SPIED": str(checkout / "asked")}
-        own["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(checkout / "spy"), str(ROOT), os.environ.get("PYTHONPATH")])
-        )
+        own |= {"IPYTHONDIR": str(checkout / "own"), **spied(checkout)}
         process = subprocess.Popen(
             ["make", "lab", f"LAB_ARGS={arguments}"],
             cwd=checkout,
@@ -204,9 +188,7 @@ def test_a_chapter_in_jupyterlab(opened, checkout):
         expect(opened.outputs(exercise + 2)).to_have_text(re.compile(rf"^{verdict}"))
 
     # Nothing outside this machine was asked, and the working tree is as it was.
-    asked = set((checkout / "asked").read_text(encoding="utf-8").split())
-    assert "127.0.0.1" in asked
-    assert asked <= {"127.0.0.1", "::1", "localhost"}
+    assert "127.0.0.1" in asked(checkout) <= LOCAL
     assert digest() == before
 
 

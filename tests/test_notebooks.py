@@ -1,5 +1,6 @@
 """Every notebook: its grammar, its exercises without their solutions, and that a wrong number is noticed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,7 +8,19 @@ import sys
 
 import nbformat
 import pytest
-from checks import NOTEBOOKS, ROOT, ignored, notebook_problems, other_sizes, printed, tags, toc_pages
+from checks import (
+    LOCAL,
+    NOTEBOOKS,
+    ROOT,
+    asked,
+    ignored,
+    notebook_problems,
+    other_sizes,
+    printed,
+    spied,
+    tags,
+    toc_pages,
+)
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -171,23 +184,48 @@ def test_a_notebook_as_it_is_passes_the_same_comparison(tmp_path):
     assert result.returncode == 0, result.stdout
 
 
+def papermill(path, parameters):
+    """The notebook as a run with these parameters leaves it; ``asked(path.parent)`` are then the hosts it asked."""
+    out = path.with_name("out.ipynb")
+    command = [sys.executable, "-m", "papermill", str(path), str(out), "--cwd", str(path.parent), "--kernel", "python3"]
+    options = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
+    environment = os.environ | spied(path.parent)
+    result = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return nbformat.read(out, as_version=4)
+
+
 @every_notebook
 def test_another_seed_another_size_and_blank_exercises(path, tmp_path):
-    # One run serves three purposes: papermill's parameters arrive from its command line, the chapter runs to its end
-    # and every verdict holds for another seed and other sizes, and every check fails, with a hint, while its exercise
-    # is blank.
+    # One run serves four purposes: papermill's parameters arrive from its command line, the chapter runs to its end
+    # and every verdict holds for another seed and other sizes, every check fails, with a hint, while its exercise is
+    # blank, and no other host is asked for anything.
     def blank(notebook):
         notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
 
-    copy, out = damaged(path, tmp_path, blank), tmp_path / "out.ipynb"
     given = {"seed": 11, "device": "cpu", "quick": True, **other_sizes(code_cells(nbformat.read(path, as_version=4)))}
-    command = [sys.executable, "-m", "papermill", str(copy), str(out), "--cwd", str(tmp_path), "--kernel", "python3"]
-    options = [part for name, value in given.items() for part in ("-p", name, str(value))]
-    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    ran = nbformat.read(out, as_version=4)
+    ran = papermill(damaged(path, tmp_path, blank), given)
     assert ran.metadata.papermill.parameters == given
     exercises = [cell for cell in code_cells(ran) if "check" in tags(cell)]
     for number, cell in enumerate(exercises, start=1):
         expected = rf"Not yet, exercise {int(path.stem[:2])}\.{number}\b.*Hint: \S"
         assert re.match(expected, printed(cell)), printed(cell)
+    assert asked(tmp_path) <= LOCAL
+
+
+def test_a_chapter_that_asks_another_host_is_noticed(tmp_path):
+    child = "import socket; socket.create_connection(('child.invalid', 443))"
+    asking = [
+        "socket.getaddrinfo('name.invalid', 443)",
+        "socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))",  # of a range kept for examples
+        f'subprocess.run([sys.executable, "-c", "{child}"], check=False, capture_output=True)',
+    ]
+
+    def ask(notebook):
+        # The chapter itself sees nothing of it.
+        sources = [f"with contextlib.suppress(OSError):\n    {source}" for source in asking]
+        imports = "import contextlib, socket, subprocess, sys"
+        notebook.cells = [nbformat.v4.new_code_cell(source) for source in (imports, *sources)]
+
+    papermill(damaged(NOTEBOOKS[0], tmp_path, ask), {})
+    assert asked(tmp_path) - LOCAL == {"name.invalid", "192.0.2.1", "child.invalid"}
