@@ -2,7 +2,6 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
-TEST_JOBS ?= 2
 LAB_ARGS ?=
 SWEEP_ARGS ?=
 BENCH_ARGS ?= --output results/bench.json
@@ -37,7 +36,7 @@ pdf: book ## the book as one PDF, printed from its pages by Chromium; print wher
 test: lint book ## lint, types, unit tests, every notebook against its stored outputs, the rendered pages
 	@# The stored outputs are a CPU's: on a GPU, floats and kernels differ.
 	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests notebooks --nbval --nbval-cell-timeout=300 \
-		-n $(TEST_JOBS) --dist loadfile --cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
+		--cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

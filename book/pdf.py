@@ -29,7 +29,7 @@ MARGINS = {"top": "16mm", "bottom": "18mm", "left": "17mm", "right": "17mm"}
 WIDTH = round((210 - 2 * 17) / 25.4 * 96)  # of the text on A4, in the browser's pixels
 FOOTER = '<div style="width: 100%; text-align: center; font: 8pt sans-serif"><span class="pageNumber"></span></div>'
 # What only a screen can use.
-INTERACTIVE = "a.headerlink, button, script, .audit-filter, .pitfall-search"
+INTERACTIVE = "a.headerlink, button, script, .audit-filter, .pitfall-search, .calculator-form"
 # The innermost elements that are wider than the paper, or than the box that holds them: their right end would be cut.
 CUT = """() => {
   const paper = document.documentElement.clientWidth + 1;

@@ -72,8 +72,7 @@ class Floors:
 
 def pytest_configure(config: pytest.Config) -> None:
     whole = {Path(argument).name for argument in config.args} >= {"tests", "notebooks"} and config.getoption("nbval")
-    counts = whole and not hasattr(config, "workerinput")  # the workers' results arrive here
-    if counts and not config.getoption("keyword") and not config.getoption("collectonly"):
+    if whole and not config.getoption("keyword") and not config.getoption("collectonly"):
         config.pluginmanager.register(Floors(), "floors")
 
 

@@ -89,7 +89,7 @@ class PitfallIndex(SphinxDirective):
 
 def write_script(app: Sphinx, env: BuildEnvironment) -> None:
     """Write the index, as its page shows it, into a script: a page opened from the disk may load nothing else."""
-    if app.builder.name != "html":
+    if app.builder.name != "html" or PAGE not in env.found_docs:  # as in a book made of a few of the pages
         return
     doctree = env.get_doctree(PAGE)
     [index] = doctree.findall(lambda node: isinstance(node, nodes.container) and "pitfall-index" in node["classes"])
