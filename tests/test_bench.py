@@ -395,9 +395,8 @@ def test_the_module_ends_with_the_status(monkeypatch, capsys):
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(tmp_path):
     """Build a page that shows a report; returns its document tree."""
-    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     source = tmp_path / "source"
     (source / "book").mkdir(parents=True)
     (source / "results").mkdir()

@@ -1,10 +1,11 @@
 """The rendered book, as files. Needs `make book`."""
 
-import importlib.util
 import re
 import shutil
 from pathlib import Path
 
+import chapter_head
+import measured
 import nbformat
 import pytest
 from checks import GENERATED, HTML, NOTEBOOKS, ROOT, book_problems, parsed, toc_pages
@@ -16,13 +17,6 @@ from lstm_utils.pitfalls import pitfalls
 @pytest.fixture(scope="module", autouse=True)
 def built():
     assert (HTML / "book" / "index.html").is_file(), "there is no rendered book: run `make book` first"
-
-
-def extension(name="measured"):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def page(name):
@@ -149,8 +143,7 @@ def test_a_chapter_says_what_it_needs_and_takes(path):
 
 
 def test_how_long_a_chapter_takes_is_said_in_words():
-    module = extension("chapter_head")
-    assert [module.spoken(s) for s in (0.2, 59, 59.5, 60, 61, 119.9, 601)] == [
+    assert [chapter_head.spoken(s) for s in (0.2, 59, 59.5, 60, 61, 119.9, 601)] == [
         "1 s", "59 s", "60 s", "1 minute", "2 minutes", "2 minutes", "11 minutes",
     ]  # fmt: skip
 
@@ -158,7 +151,7 @@ def test_how_long_a_chapter_takes_is_said_in_words():
 def test_packages_are_named_as_pip_names_them():
     source = "import os, numpy.linalg\nfrom sklearn import svm\nfrom lstm_utils import check\nfrom myst_nb import glue"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    assert extension("chapter_head").packages(notebook) == ["myst-nb", "numpy", "scikit-learn"]
+    assert chapter_head.packages(notebook) == ["myst-nb", "numpy", "scikit-learn"]
 
 
 def test_measured_numbers_reached_the_prose():
@@ -173,17 +166,27 @@ def test_formulas_are_mathml():
 
 
 def test_the_cache_notices_a_changed_helper(tmp_path, monkeypatch):
-    module = extension()
     package = tmp_path / "lstm_utils"
     shutil.copytree(ROOT / "lstm_utils", package)
-    monkeypatch.setattr(module.lstm_utils, "__file__", str(package / "__init__.py"))
-    before = module.helpers_digest()
-    assert before == module.helpers_digest()
+    monkeypatch.setattr(measured.lstm_utils, "__file__", str(package / "__init__.py"))
+    before = measured.helpers_digest()
+    assert before == measured.helpers_digest()
     for name in ("spec.py", "claims.yml", "measured.mplstyle"):
         with (package / name).open("a", encoding="utf-8") as file:
             file.write("\n# changed\n")
-        assert module.helpers_digest() != before
-        before = module.helpers_digest()
+        assert measured.helpers_digest() != before
+        before = measured.helpers_digest()
+
+
+@pytest.mark.parametrize("name", ["_ext/reach.py", "_static/calculators.js", "_templates/find_error.html"])
+def test_sphinx_notices_what_makes_the_pages(name, tmp_path):
+    for folder in ("_ext", "_static", "_templates"):
+        shutil.copytree(ROOT / "book" / folder, tmp_path / folder)
+    before = measured.sources_version(tmp_path)
+    assert before == measured.sources_version(tmp_path)
+    with (tmp_path / name).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert measured.sources_version(tmp_path) != before
 
 
 def test_every_line_of_the_guide_to_choosing_has_its_evidence_and_its_numbers():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
-from checks import ROOT
 from records import record, report
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
@@ -17,9 +16,8 @@ PARTS = ("sources", "limits", "fastest", "fastest-float32", "roof", "absent")
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(tmp_path):
     """Render a page with every part; returns the page and what the builder printed."""
-    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     (tmp_path / "page").mkdir()
     text = "Page\n====\n" + "".join(f"\n{part}\n{'-' * len(part)}\n\n.. hardware-reports:: {part}\n" for part in PARTS)
     (tmp_path / "page" / "index.rst").write_text(text, encoding="utf-8")

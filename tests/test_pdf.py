@@ -1,16 +1,12 @@
 """The book as a PDF: book/pdf.py. Needs `make book` and Chromium or Chrome."""
 
-import importlib.util
 import re
 from itertools import pairwise
 
+import pdf
 import pytest
-from checks import HTML, NOTEBOOKS, ROOT, parsed, toc_pages
+from checks import HTML, NOTEBOOKS, parsed, toc_pages
 from pypdf import PdfReader
-
-spec = importlib.util.spec_from_file_location("pdf", ROOT / "book" / "pdf.py")
-pdf = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pdf)
 
 
 def title(name):

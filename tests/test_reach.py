@@ -1,6 +1,5 @@
 """How readers reach the book: book/_ext/reach.py, with and without the two addresses of the book."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 
 import nbformat
 import pytest
+import reach
 import yaml
 from checks import HTML, NOTEBOOKS, ROOT, parsed, toc_pages
 from IPython.core.inputtransformer2 import TransformerManager
@@ -20,13 +20,6 @@ from sphinx.errors import ConfigError
 
 SMALL = ["book/index", "notebooks/01_inside_the_cell", "notebooks/21_beyond_one_machine"]
 URL, BASE = "https://github.com/someone/some.book", "https://someone.example/some-book"
-
-
-def extension():
-    spec = importlib.util.spec_from_file_location("reach", ROOT / "book" / "_ext" / "reach.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def page(html, name):
@@ -125,7 +118,7 @@ def test_with_a_public_address_the_site_names_it(small_books):
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_the_public_address_may_end_in_a_slash(slash):
     config = SimpleNamespace(html_theme_options={"repository_url": ""}, html_baseurl=BASE + slash)
-    extension().check_addresses(None, config)
+    reach.check_addresses(None, config)
     assert urljoin(config.html_baseurl, "llms.txt") == f"{BASE}/llms.txt"
 
 
@@ -144,7 +137,7 @@ def test_the_public_address_may_end_in_a_slash(slash):
 def test_an_address_that_would_give_dead_links_is_refused(url, base):
     config = SimpleNamespace(html_theme_options={"repository_url": url}, html_baseurl=base)
     with pytest.raises(ConfigError, match=re.escape(repr(url or base))):
-        extension().check_addresses(None, config)
+        reach.check_addresses(None, config)
 
 
 # --- the whole book, after `make book` -------------------------------------------------------------------------------

@@ -81,6 +81,18 @@ def separate_cache(app: Sphinx, config: Any) -> None:
     config.nb_execution_cache_path = str(current)
 
 
+def sources_version(book: Path) -> int:
+    """A number that changes with every extension, template, style sheet and script, whichever of them it is.
+
+    Sphinx reads every page again when it changes, so no change is missed. By itself Sphinx looks at none of them, and
+    copies a style sheet only along with a changed page.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for name in ("_ext", "_static", "_templates") for path in (book / name).glob("*.*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return int.from_bytes(digest.digest()[:4])
+
+
 # --- math ------------------------------------------------------------------------------------------------------------
 
 
@@ -259,14 +271,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("measured", Measured())
     app.add_directive("audit-table", AuditTable)
     app.add_directive("audit-score", AuditScore)
-    # Sphinx reads every page again when this number changes, so a change to this file is never missed; nor is one to a
-    # style sheet or a script, which Sphinx copies only along with a changed page.
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted(Path(__file__).parent.with_name("_static").iterdir()):
-        digest.update(path.read_bytes())
     return {
         "version": lstm_utils.__version__,
-        "env_version": int.from_bytes(digest.digest()[:4]),
+        "env_version": sources_version(Path(__file__).parent.parent),
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }
