@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
+from lstm_utils.arguments import at_least, check_states, require, require_callable, require_flag
 from lstm_utils.reference import States
 
 Readout = Callable[[Tensor], Tensor]
@@ -53,13 +54,16 @@ def checkpointed_lstm(
         output (with ``readout``: its results, joined along time) and (h_n, c_n), as ``lstm`` returns them.
 
     Raises:
-        TypeError: ``lstm`` is no ``nn.LSTM``.
-        ValueError: ``segments`` is no integer from 1 to T, or what was asked for does not go together.
+        TypeError: ``lstm`` is no ``nn.LSTM``, or another argument of the wrong type.
+        ValueError, RuntimeError: ``segments`` is no integer from 1 to T, or states, input or options do not fit.
 
     Source: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost"; in time, Gruslys et al. (2016),
     "Memory-Efficient Backpropagation Through Time".
     """
     _check_module(lstm)
+    require_flag("per_layer", per_layer)
+    require("x", x, Tensor | PackedSequence, "a tensor or a PackedSequence")
+    require_callable("readout", abs if readout is None else readout)
     if lstm.bidirectional and not per_layer:
         raise ValueError(
             "a bidirectional LSTM cannot be cut in time, since its reverse direction begins at the last step; "
@@ -70,6 +74,7 @@ def checkpointed_lstm(
             "readout cannot be applied in a segment of a bidirectional LSTM, where the other direction is missing; "
             "apply it to the output"
         )
+    check_states(lstm, x, hx)
     if isinstance(x, PackedSequence):
         if per_layer:
             cure = "leave it out, or for two directions batch sequences of equal length"
@@ -127,7 +132,7 @@ def truncated_bptt(lstm: nn.LSTM, x: Tensor, length: int, hx: States | None = No
 
     Raises:
         TypeError: ``lstm`` is no ``nn.LSTM``, or ``x`` is packed.
-        ValueError: ``length`` is no positive integer, or the LSTM is bidirectional.
+        ValueError, RuntimeError: ``length`` is no positive integer, the LSTM bidirectional, or states or ``x`` unfit.
 
     Source: Williams and Peng (1990), "An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
     Trajectories", with windows that do not overlap.
@@ -137,9 +142,8 @@ def truncated_bptt(lstm: nn.LSTM, x: Tensor, length: int, hx: States | None = No
         raise TypeError(f"truncated_bptt needs a padded tensor, got {type(x).__name__}; mask the loss of each window")
     if lstm.bidirectional:
         raise ValueError("truncated_bptt needs one direction: the reverse one would have to begin at the last step")
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"length must be an integer of at least 1, got {length!r}")
-    return _windows(lstm, x, length, hx)
+    check_states(lstm, x, hx)
+    return _windows(lstm, x, at_least("length", length, 1), hx)
 
 
 def _windows(lstm: nn.LSTM, x: Tensor, length: int, hx: States | None) -> Iterator[Chunk]:
@@ -166,9 +170,7 @@ def _count(segments: int | None, seq_len: int) -> int:
     """The number of segments, refused when the steps cannot be cut into so many."""
     if segments is None:
         return max(1, round(math.sqrt(seq_len)))
-    if isinstance(segments, bool) or not isinstance(segments, int) or not 1 <= segments <= seq_len:
-        raise ValueError(f"segments must be an integer from 1 to T = {seq_len}, got {segments!r}")
-    return segments
+    return at_least("segments", segments, 1, seq_len, "T = ")
 
 
 def _checkpointed(

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from lstm_utils.arguments import require
+
 # Each verdict is explained in one field of its own, so that a verdict changed alone no longer loads.
 EXPLAINED_BY = {
     "holds": "finding",
@@ -111,11 +113,20 @@ def claims() -> Mapping[str, Claim]:
 
 
 def parse_claims(text: str) -> Mapping[str, Claim]:
-    """Parse and check the text of a claims file; see :func:`claims`."""
+    """Parse and check the text of a claims file; see :func:`claims`.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is no YAML, or as there.
+    """
+    require("text", text, str, "a text")
     found: dict[str, Claim] = {}
-    entries = yaml.safe_load(text)
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"a claims file is YAML, and {text[:40]!r} is none: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError("a claims file is a list of entries, each a mapping of fields")
+        raise ValueError(f"a claims file is a list of entries, each a mapping of fields, got {entries!r}")
     for entry in entries:
         verdict = entry.get("verdict")
         if not isinstance(verdict, str) or verdict not in EXPLAINED_BY:
@@ -138,7 +149,13 @@ def parse_claims(text: str) -> Mapping[str, Claim]:
 
 
 def audit(claim_id: str) -> Claim:
-    """The claim of that id, to be held against a measurement: ``audit("G20").expect(claimed=…, measured=…)``."""
+    """The claim of that id, to be held against a measurement: ``audit("G20").expect(claimed=…, measured=…)``.
+
+    Raises:
+        TypeError: the id is no text.
+        KeyError: there is no such claim.
+    """
+    require("claim_id", claim_id, str, "a text")
     try:
         return claims()[claim_id]
     except KeyError:

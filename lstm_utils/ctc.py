@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from lstm_utils.arguments import at_least, integers, require_tensor
 from lstm_utils.findings import Case, Diagnosis
 from lstm_utils.sequences import Lengths
 
@@ -25,16 +26,24 @@ def diagnose_ctc(
         blank: the label of the blank.
 
     Raises:
-        ValueError: the shapes or the lengths do not fit one another, so that the loss would raise an error too.
+        TypeError: what has to be a tensor is none, or the lengths are no integers.
+        ValueError: ``blank`` is no class, numbers are of the wrong kind, or the shapes or the lengths
+            do not fit one another, so that the loss would raise an error too.
     """
     case = Case(nn.Identity(), None)
-    frames, labels = (torch.as_tensor(lengths).tolist() for lengths in (input_lengths, target_lengths))
+    require_tensor("log_probs", log_probs)
+    require_tensor("targets", targets)
+    frames, labels = (integers(lengths).tolist() for lengths in (input_lengths, target_lengths))
     if log_probs.dim() != 3 or not len(frames) == len(labels) == log_probs.shape[1] or targets.dim() not in (1, 2):
         raise ValueError(
             f"expected log_probs (T, N, C), targets (N, S) or (sum,) and N lengths of each kind; got "
             f"{tuple(log_probs.shape)}, {tuple(targets.shape)}, {len(frames)} and {len(labels)}"
         )
+    for name, values, floats in (("log_probs", log_probs, True), ("targets", targets, False)):
+        if values.is_floating_point() != floats or values.dtype in (torch.bool, torch.complex64, torch.complex128):
+            raise ValueError(f"{name} must hold {'floats' if floats else 'integers'}, got {values.dtype}")
     steps, _, classes = log_probs.shape
+    at_least("blank", blank, 0, classes - 1)
     _check_range("input_lengths", frames, steps, "T")
     flat = targets.tolist()
     if targets.dim() == 1:

@@ -20,6 +20,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_utils.arguments import require
+
 # Of the contents, not of the compressed file: another zlib may compress the same contents to other bytes.
 SHA256 = {
     "cmudict.dict": "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
@@ -42,10 +44,12 @@ def read_data(name: str, folder: Traversable | None = None) -> bytes:
         folder: where it lies; by default ``data`` in the package.
 
     Raises:
+        TypeError: ``name`` is no text.
         KeyError: there is no data file of that name.
         FileNotFoundError: it is not there.
         DamagedDataError: it cannot be decompressed, or holds something else.
     """
+    require("name", name, str, "a text")
     if name not in SHA256:
         raise KeyError(f"no data file {name!r}; there are {', '.join(SHA256)}")
     file = (folder or files("lstm_utils").joinpath("data")).joinpath(f"{name}.gz")
@@ -108,7 +112,11 @@ def split_of(spelling: str) -> Split:
     Words that begin with the same four letters stay together: "walk", "walked" and "walking" would otherwise meet
     across a random split, and a model that knows one by heart would know the others. The part is decided by a hash of
     these letters, so it depends on no random number and does not move when words are added.
+
+    Raises:
+        TypeError: the spelling is no text.
     """
+    require("spelling", spelling, str, "a text")
     digest = hashlib.sha256(spelling[:4].encode()).digest()
     tenth = int.from_bytes(digest[:8], "big") * 10 >> 64  # 0 to 9
     return "test" if tenth == 0 else "validation" if tenth == 1 else "train"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from lstm_utils.arguments import require_callable
 from lstm_utils.detectors import check_parameters, check_samples, lstms
 from lstm_utils.findings import Case, Diagnosis
 from lstm_utils.padding import check_padding, check_zeros, settle_lengths, valid_entries
@@ -52,14 +53,16 @@ def diagnose(
         in the training loop or in the data is out of sight (``undetected`` in ``pitfalls.yml``).
 
     Raises:
-        TypeError: ``model`` is no module, or contains no LSTM.
+        TypeError: ``model`` is no module, or contains no LSTM, or ``loss`` is no function.
         ValueError: ``batch_dim`` is not 0 or 1, or the lengths do not fit the batch.
         Exception: whatever the module itself raises, where no known pitfall says it.
     """
     if not isinstance(model, nn.Module) or not any(map(is_lstm, model.modules())):
         raise TypeError(f"expected a module that contains an nn.LSTM, got {type(model).__name__}")
-    if batch_dim not in (None, 0, 1):
+    if isinstance(batch_dim, bool) or not (batch_dim is None or (isinstance(batch_dim, int) and batch_dim in (0, 1))):
         raise ValueError(f"batch_dim must be 0 or 1, got {batch_dim!r}")
+    if loss is not None:
+        require_callable("loss", loss)
     try:
         own = copy_of(model)
     except Exception as error:
@@ -80,7 +83,11 @@ def _counts(lengths: Lengths) -> Tensor:
         counts = torch.as_tensor(lengths).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         counts = torch.empty(0)
-    if counts.dim() != 1 or not len(counts) or counts.is_floating_point() or counts.dtype == torch.bool:
+    if (
+        counts.dim() != 1
+        or not len(counts)
+        or counts.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    ):
         raise ValueError(f"lengths must be integers, one for each sample, got {lengths!r}")
     return counts.long()
 

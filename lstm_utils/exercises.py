@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lstm_utils.arguments import require_callable
+
 PASSED = "Passed"
 NOT_YET = "Not yet"
 
@@ -18,8 +20,10 @@ def error_of(call: Callable[[], object]) -> str:
         the exception's type and message, on one line each.
 
     Raises:
+        TypeError: ``call`` is no function, but perhaps what it would return.
         AssertionError: nothing was raised, so the chapter promised an error that this version does not give.
     """
+    require_callable("call", call)
     try:
         result = call()
     except Exception as error:
@@ -37,8 +41,9 @@ def check(exercise: str, passes: Callable[[], bool], hint: str) -> None:
         hint: where to look next, without the answer.
 
     Raises:
-        TypeError: ``passes`` returned something other than a bool, so the check itself is wrong.
+        TypeError: ``passes`` is no function, or returned something other than a bool, so the check itself is wrong.
     """
+    require_callable("passes", passes)
     try:
         result = passes()
     except Exception as error:  # whatever a reader's answer raises, the reader gets the hint

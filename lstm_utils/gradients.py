@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from lstm_utils.arguments import require_module
+
 
 class NonFiniteGradientError(ArithmeticError):
     """A gradient, or the norm of several together, is infinite or not a number."""
@@ -52,8 +54,10 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
     """The Euclidean norm of each parameter's gradient, by the parameter's name; a parameter without one is left out.
 
     Raises:
+        TypeError: ``module`` is something else.
         RuntimeError: no parameter has a gradient, as before the first ``backward()``.
     """
+    require_module("module", module)
     parameters = dict(module.named_parameters())
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     if not gradients:
@@ -105,6 +109,8 @@ class GradientClipper:
         self.module = module
         self.max_norm = dict(max_norm) if isinstance(max_norm, Mapping) else {"": max_norm}
         for name, threshold in self.max_norm.items():
+            if isinstance(threshold, int) and threshold > 2**1023:  # no float is as large
+                raise ValueError(f"max_norm must fit into a float, got {threshold!r}; math.inf logs alone")
             if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not threshold > 0:
                 argument = f"max_norm[{name!r}]" if name else "max_norm"
                 raise ValueError(f"{argument} must be a positive number, or math.inf to log alone, got {threshold!r}")

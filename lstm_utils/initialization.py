@@ -15,6 +15,7 @@ from typing import Literal, TypeGuard, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from lstm_utils.arguments import require, require_tensor
 from lstm_utils.reference import ReferenceLSTM
 from lstm_utils.spec import LSTMSpec
 
@@ -60,9 +61,9 @@ def init_lstm_(
         the same module.
 
     Raises:
-        TypeError: ``lstm`` is something else.
-        ValueError: a name is unknown, a number is out of range, a parameter has been replaced by a parametrization,
-            or there is no bias to write to. Nothing has been changed then.
+        TypeError: ``lstm`` or ``generator`` is something else.
+        ValueError: a name is unknown, a number is out of range or too large for the weights' dtype, a parameter has
+            been replaced by a parametrization, or there is no bias to write to. Nothing has been changed then.
 
     Source: Glorot and Bengio (2010) for Xavier; Saxe et al. (2014) for orthogonal weights; Gers et al. (2000) and
     Jozefowicz et al. (2015) for the forget bias; Tallec and Ollivier (2018) for chrono.
@@ -71,7 +72,9 @@ def init_lstm_(
     for argument, name in (("input", input), ("recurrent", recurrent)):
         if name not in tuple(SCHEMES):  # which may be asked about anything, even a list
             raise ValueError(f"{argument} must be one of {', '.join(map(repr, SCHEMES))}, got {name!r}")
-    _check_bias(spec, forget_bias, max_lag)
+    if generator is not None:
+        require("generator", generator, Generator, "a torch.Generator")
+    _check_bias(spec, forget_bias, max_lag, min(torch.finfo(p.dtype).max for p in lstm.parameters()))
     bound = 1 / math.sqrt(spec.hidden_size)
     device = "cpu" if generator is None else generator.device
     parameters, drawn = dict(lstm.named_parameters()), {}
@@ -106,8 +109,10 @@ def gate_blocks(stacked: Tensor) -> dict[str, Tensor]:
         four views (H, ...), in the order in which PyTorch stacks them.
 
     Raises:
+        TypeError: it is no tensor.
         ValueError: the rows are no multiple of four, as those of ``weight_hr`` need not be.
     """
+    require_tensor("stacked", stacked)
     if stacked.dim() == 0 or len(stacked) % 4 or not len(stacked):
         raise ValueError(f"expected 4H rows, H for each gate, got the shape {tuple(stacked.shape)}")
     return dict(zip(("i", "f", "g", "o"), stacked.chunk(4), strict=True))
@@ -153,15 +158,17 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _check_bias(spec: LSTMSpec, forget_bias: float | str, max_lag: float | None) -> None:
+def _check_bias(spec: LSTMSpec, forget_bias: float | str, max_lag: float | None, most: float) -> None:
     """Refuse a forget bias that cannot be written as it was asked."""
     if isinstance(forget_bias, str):
         if forget_bias != "chrono":
             raise ValueError(f"forget_bias must be a number or 'chrono', got {forget_bias!r}")
-        if not _is_number(max_lag) or max_lag < 2:
+        if not _is_number(max_lag) or not 2 <= max_lag <= 2**63:  # what is drawn with has to fit
             raise ValueError(f"forget_bias='chrono' needs max_lag, a number of steps of at least 2, got {max_lag!r}")
     elif not _is_number(forget_bias):
         raise ValueError(f"forget_bias must be a finite number or 'chrono', got {forget_bias!r}")
+    elif abs(forget_bias) > most:
+        raise ValueError(f"forget_bias must be at most {most:g} in the weights' dtype, got {forget_bias!r}")
     elif max_lag is not None:
         raise ValueError(f"max_lag={max_lag!r} goes with forget_bias='chrono' alone, got forget_bias={forget_bias!r}")
     if not spec.bias and forget_bias != 0:
@@ -172,4 +179,6 @@ def _check_bias(spec: LSTMSpec, forget_bias: float | str, max_lag: float | None)
 
 
 def _is_number(value: float | None) -> TypeGuard[float]:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return isinstance(value, numbers.Rational) or math.isfinite(value)  # an int may be too large for a float

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lstm_utils.arguments import at_least, require_even, share
 from lstm_utils.initialization import init_lstm_
 from lstm_utils.reference import States
-from lstm_utils.sequences import masked_mean, run_packed, valid_mask
+from lstm_utils.sequences import masked_mean, run_packed, steps_of, valid_mask
 from lstm_utils.spec import LSTMSpec
 
 Pooling = Literal["last", "mean", "max"]
@@ -33,14 +34,11 @@ class SequenceClassifier(nn.Module):
         num_classes: width of the result.
         embedding_size: features of a symbol.
         hidden_size: of the LSTM, as are num_layers, bidirectional and proj_size.
-        num_layers: stacked layers.
-        bidirectional: two directions, which together are twice as wide.
-        proj_size: width of the projected hidden state, 0 for none.
         dropout: of the embedding, between layers, and before the linear layer.
         pooling: how one vector is made of all steps, see :func:`pool`.
 
     Raises:
-        ValueError: the pooling is unknown, or from :class:`~lstm_utils.spec.LSTMSpec`.
+        TypeError, ValueError: a number is none or out of range, or the pooling is unknown.
     """
 
     def __init__(
@@ -62,15 +60,15 @@ class SequenceClassifier(nn.Module):
             hidden_size,
             num_layers,
             batch_first=True,
-            dropout=dropout if num_layers > 1 else 0.0,  # between layers, so with one nn.LSTM only warns
+            dropout=share("dropout", dropout) if num_layers != 1 else 0.0,  # with one layer nn.LSTM only warns
             bidirectional=bidirectional,
             proj_size=proj_size,
         )
         self.pooling = _known(pooling)
-        self.embedding = nn.Embedding(num_symbols, embedding_size, padding_idx=0)
+        self.embedding = nn.Embedding(at_least("num_symbols", num_symbols, 1), embedding_size, padding_idx=0)
         self.lstm = init_lstm_(spec.build())
-        self.dropout = nn.Dropout(dropout)
-        self.readout = nn.Linear(spec.num_directions * spec.hidden_width, num_classes)
+        self.dropout = nn.Dropout(share("dropout", dropout))
+        self.readout = nn.Linear(spec.num_directions * spec.hidden_width, at_least("num_classes", num_classes, 1))
 
     def forward(self, symbols: Tensor, lengths: Tensor) -> Tensor:
         """Scores of the classes, before softmax.
@@ -106,8 +104,10 @@ def pool(output: Tensor, lengths: Tensor, how: Pooling, *, bidirectional: bool) 
         (N, D·H_out).
 
     Raises:
-        ValueError: ``how`` is unknown, or the lengths do not fit the output.
+        TypeError, ValueError: ``how`` is unknown, or the output or the lengths are of another kind, or do not fit.
     """
+    _, lengths = steps_of(output, lengths, batch_first=True)
+    require_even(output.shape[2] if bidirectional else 0)
     if _known(how) == "last":  # as last_valid_step, with a gather, which an exporter does not fix to this batch's size
         at = (lengths.to(output.device) - 1)[:, None, None].expand(-1, 1, output.shape[2])
         ends = output.gather(1, at)[:, 0]
@@ -120,7 +120,7 @@ def pool(output: Tensor, lengths: Tensor, how: Pooling, *, bidirectional: bool) 
 
 
 def _known(pooling: Pooling) -> Pooling:
-    if pooling not in get_args(Pooling):
+    if pooling not in tuple(get_args(Pooling)):
         raise ValueError(f"pooling must be one of {', '.join(map(repr, get_args(Pooling)))}, got {pooling!r}")
     return pooling
 
@@ -210,7 +210,7 @@ class ResidualLSTM(nn.Module):
             output, packed if the input was, else with D·H_out in place of I; and (h_n, c_n), shaped as (h_0, c_0).
 
         Raises:
-            ValueError: a state has another shape.
+            ValueError, RuntimeError: a state has another shape, or the layers do not take the input.
         """
         states = self._by_layer(input, hx)
         x, finals = input, []

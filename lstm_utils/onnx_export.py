@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lstm_utils.arguments import positive, require, require_flag, require_module
 from lstm_utils.files import whole_file, write_whole
 from lstm_utils.onnx_trials import Axes, Shape, Trial, as_in_file, compare, free_shape, quiet, run_trials
 
@@ -89,7 +90,7 @@ def export_onnx(
         tolerance: the largest difference allowed, relative to 1 + |value|; float16 needs more.
 
     Raises:
-        TypeError: the model holds no ``nn.LSTM``, or returns something other than tensors.
+        TypeError: the model holds no ``nn.LSTM`` or returns other things than tensors, or an argument has another type.
         ValueError: the model cannot be exported (training mode, projection, float64, a GPU), or the arguments do not
             fit; the message says what would do.
         RuntimeError: the exporter failed, or the file computes something other than the model.
@@ -98,6 +99,11 @@ def export_onnx(
 
     Source: https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
+    require_module("model", model)
+    require("path", path, str | Path, "a path")
+    require_flag("states", states)
+    require_flag("lengths", lengths)
+    positive("tolerance", tolerance)
     onnx, path = _load("onnx"), Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it, or name another")
@@ -143,12 +149,14 @@ def quantize_onnx(
         per_channel: one scale for each row of a weight instead of one for all.
 
     Raises:
+        TypeError: a path is neither a text nor a path.
         RuntimeError: no LSTM was replaced, or what the new file computes is not finite.
         FileNotFoundError: there is no ``source``, or no folder for ``target``.
         ImportError: onnx or onnxruntime is missing.
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
+    require("source", source, str | Path, "a path")
     onnx, quantization = _load("onnx"), _load("onnxruntime.quantization")
     prepare = _load("onnxruntime.quantization.shape_inference").quant_pre_process
     if not Path(source).is_file():

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from lstm_utils.arguments import require
+
 if TYPE_CHECKING:
     from lstm_utils.findings import Diagnosis
 
@@ -126,7 +128,11 @@ def normalize(text: str) -> str:
 
     The index of ``hidden[0]`` and ``hidden[1]`` stays, since it tells h_0 from c_0. ``book/_static/pitfalls.js`` does
     the same in the reader's browser.
+
+    Raises:
+        TypeError: it is no text.
     """
+    require("text", text, str, "a text")
     text = re.sub(r"(?<![a-z]\[)\d+(\.\d+)?", "#", text.lower())
     return re.sub(r"\s+", " ", re.sub(r"#(, ?#)*", "#", text)).strip()
 
@@ -136,7 +142,11 @@ def find_pitfalls(message: str) -> list[Pitfall]:
 
     First those whose recorded message stands in the text as it is, then those where only the numbers differ, then those
     of whose message nearly all words occur.
+
+    Raises:
+        TypeError: the message is no text.
     """
+    require("message", message, str, "a text")
     normal = normalize(message)
     words = set(re.findall(r"[a-z_]{2,}", normal))
 
@@ -170,14 +180,20 @@ def parse_pitfalls(text: str) -> Mapping[str, Pitfall]:
     """Parse and check the text of a pitfalls file.
 
     Raises:
-        ValueError: a missing, unknown or empty field, an id twice, or a pitfall with neither a message nor a silence.
+        TypeError: it is no text.
+        ValueError: it is no YAML, or has a missing, unknown or empty field, an id twice, or a pitfall with
+            neither a message nor a silence.
     """
+    require("text", text, str, "a text")
     found: dict[str, Pitfall] = {}
     known = {field.name for field in fields(Pitfall)}
     required = {field.name for field in fields(Pitfall) if field.default is MISSING}
-    entries = yaml.safe_load(text)
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"a pitfalls file is YAML, and {text[:40]!r} is none: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError("a pitfalls file is a list of entries, each a mapping of fields")
+        raise ValueError(f"a pitfalls file is a list of entries, each a mapping of fields, got {entries!r}")
     for entry in entries:
         name = entry.get("id")
         if wrong := required - set(entry) | (set(entry) - known):
@@ -197,7 +213,13 @@ def parse_pitfalls(text: str) -> Mapping[str, Pitfall]:
 
 
 def pitfall(pitfall_id: str) -> Pitfall:
-    """The pitfall of that id, to be held against what was seen: ``pitfall("P01").expect(error_of(...))``."""
+    """The pitfall of that id, to be held against what was seen: ``pitfall("P01").expect(error_of(...))``.
+
+    Raises:
+        TypeError: the id is no text.
+        KeyError: there is no such pitfall.
+    """
+    require("pitfall_id", pitfall_id, str, "a text")
     try:
         return pitfalls()[pitfall_id]
     except KeyError:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from lstm_utils.arguments import require_lstm
 from lstm_utils.reference import States
 from lstm_utils.spec import LSTMSpec
 
@@ -25,6 +26,7 @@ class FoldedProjection(nn.Module):
             its own does.
 
     Raises:
+        TypeError: ``lstm`` is something else.
         ValueError: it has no projection.
     """
 
@@ -35,6 +37,7 @@ class FoldedProjection(nn.Module):
 
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
+        require_lstm("lstm", lstm)
         if not lstm.proj_size:
             raise ValueError(f"{lstm} has no projection to fold")
         spec = LSTMSpec.from_module(lstm)
@@ -56,7 +59,11 @@ class FoldedProjection(nn.Module):
         self.register_buffer("top", _block_diag(list(self.down[-directions:])))  # (D·H, D·P)
 
     def forward(self, input: Any, hx: States | None = None) -> tuple[Any, States]:
-        """As ``nn.LSTM.forward``, padded, unbatched or packed."""
+        """As ``nn.LSTM.forward``, padded, unbatched or packed.
+
+        Raises:
+            ValueError, RuntimeError: as there, or where ``hx`` has other layers or widths.
+        """
         if hx is not None:
             hx = torch.stack([h @ up for h, up in zip(hx[0], self.up, strict=True)]), hx[1]
         output, (m, c) = self.lstm(input, hx)

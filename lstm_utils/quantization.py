@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lstm_utils.arguments import require, require_flag, require_module
 from lstm_utils.trees import call_with, map_tensors, tensors
 
 # What else torch quantizes dynamically to int8, by its own default.
@@ -48,6 +49,7 @@ def quantize_lstm(
             a row on disk. For ``torch.qint8`` alone.
 
     Raises:
+        TypeError: ``model`` is no module, ``also`` no tuple or list of types, or ``per_channel`` no bool.
         NothingQuantizedError: there is no ``nn.LSTM`` in the model, or torch left one as it was.
         ValueError: an LSTM has what the quantized one lacks (a projection, no biases, a subclass's own ways), or its
             parameters are not float32 on a CPU; or ``dtype``, ``also`` and ``per_channel`` ask for what does not exist.
@@ -58,6 +60,9 @@ def quantize_lstm(
     # Imported here: torch announces the removal of this package, and all the rest of lstm_utils does without it.
     from torch.ao import quantization as ao
 
+    require_module("model", model)
+    require_flag("per_channel", per_channel)
+    require("also", also, Collection, "a tuple of types, such as (nn.Linear,)")
     _check_engine(dtype)
     mapping = ao.get_default_dynamic_quant_module_mappings()
     if unknown := [kind for kind in also if kind not in OTHERS]:
@@ -87,9 +92,9 @@ def quantize_lstm(
 
 
 def _check_engine(dtype: torch.dtype) -> None:
-    if dtype not in (torch.qint8, torch.float16):
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.qint8, torch.float16):
         cure = {torch.int8: "torch.qint8", torch.half: "torch.float16", torch.bfloat16: "model.bfloat16()"}
-        hint = f"; {cure[dtype]} is what you may have meant" if dtype in cure else ""
+        hint = f"; {cure[dtype]} is what you may have meant" if isinstance(dtype, torch.dtype) and dtype in cure else ""
         raise ValueError(f"dtype must be torch.qint8 or torch.float16, got {dtype}{hint}")
     engine, supported = torch.backends.quantized.engine, torch.backends.quantized.supported_engines
     if engine == "none":
@@ -131,7 +136,12 @@ def _names(names: list[str]) -> str:
 
 
 def saved_size(model: nn.Module) -> int:
-    """Bytes of the model's state dict as ``torch.save`` writes it: the parameters, and some hundred bytes for each."""
+    """Bytes of the model's state dict as ``torch.save`` writes it: the parameters, and some hundred bytes for each.
+
+    Raises:
+        TypeError: ``model`` is no module.
+    """
+    require_module("model", model)
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.getbuffer().nbytes
@@ -166,12 +176,17 @@ def error_report(model: nn.Module, quantized: nn.Module, inputs: Any) -> ErrorRe
         the differences over all numbers that come back: for an LSTM ``output``, ``h_n`` and ``c_n`` together.
 
     Raises:
-        ValueError: a model is in training mode, or they return tensors of different shapes.
+        TypeError: one of them is no module.
+        ValueError: a model is in training mode, or they return no numbers, or tensors of different shapes.
     """
+    for name, module in (("model", model), ("quantized", quantized)):
+        require_module(name, module)
     if model.training or quantized.training:
         raise ValueError("dropout would be taken for an error: call .eval() on both models")
     expected, found = (tensors(call_with(m, _cast(inputs, m))) for m in (model, quantized))
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (expected, found)]
+    if not sum(map(Tensor.numel, expected)):
+        raise ValueError(f"there is nothing to compare: the float model returns tensors of {shapes[0]}")
     if shapes[0] != shapes[1]:
         raise ValueError(f"the float model returns tensors of {shapes[0]}, the quantized one of {shapes[1]}")
     truth, guess = (torch.cat([tensor.double().flatten() for tensor in side]) for side in (expected, found))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lstm_utils.arguments import require, require_flag, share
 from lstm_utils.reference import States
 
 
@@ -23,14 +24,16 @@ class LockedDropout(nn.Module):
         batch_first: the layout of three-dimensional input, as the LSTM was built.
 
     Raises:
-        ValueError: ``p`` lies outside 0 to 1.
+        TypeError: ``batch_first`` is no bool.
+        ValueError: ``p`` is no number from 0 to 1.
 
     Source: Gal and Ghahramani, A Theoretically Grounded Application of Dropout in Recurrent Neural Networks, 2016.
     """
 
     def __init__(self, p: float = 0.5, *, batch_first: bool = False) -> None:
         super().__init__()
-        self.p = _share(p)
+        self.p = share("p", p)
+        require_flag("batch_first", batch_first)
         self.batch_first = batch_first
 
     def forward(self, x: Tensor | PackedSequence) -> Tensor | PackedSequence:
@@ -43,8 +46,10 @@ class LockedDropout(nn.Module):
             the same kind and shape.
 
         Raises:
+            TypeError: it is neither a tensor nor packed.
             ValueError: the tensor has neither two nor three dimensions.
         """
+        require("x", x, Tensor | PackedSequence, "a tensor or a PackedSequence")
         if not self.training or self.p == 0:
             return x
         if isinstance(x, PackedSequence):  # its rows are those of step 0, then of step 1, ..., the longest ones first
@@ -79,7 +84,7 @@ class WeightDrop(nn.Module):
 
     Raises:
         TypeError: ``lstm`` is something else.
-        ValueError: ``p`` lies outside 0 to 1.
+        ValueError: ``p`` is no number from 0 to 1.
 
     Source: Merity, Keskar and Socher, Regularizing and Optimizing LSTM Language Models, 2018.
     """
@@ -89,7 +94,7 @@ class WeightDrop(nn.Module):
         if not isinstance(lstm, nn.LSTM):
             raise TypeError(f"lstm must be an nn.LSTM, got {type(lstm).__name__}; of a model, pass the LSTM in it")
         self.lstm = lstm
-        self.p = _share(p)
+        self.p = share("p", p)
 
     @property
     def batch_first(self) -> bool:
@@ -110,9 +115,3 @@ class WeightDrop(nn.Module):
     def extra_repr(self) -> str:
         """Its setting."""
         return f"p={self.p}"
-
-
-def _share(p: float) -> float:
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must lie between 0 and 1, got {p!r}")
-    return p

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lstm_utils.arguments import require
 from lstm_utils.files import write_whole
 from lstm_utils.measure import hardware
 
@@ -39,9 +40,20 @@ def save_results(
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: a number is infinite or not a number, which JSON cannot hold.
+        ValueError: a number is infinite or not a number, which JSON cannot hold, one is called "hardware", which would
+            hide the description, or ``name`` is no file name.
         TypeError: a value is none of the kinds above.
+        RuntimeError: torch knows no such device.
     """
+    require("name", name, str, "the name of a chapter")
+    require("numbers", numbers, Mapping, "a mapping of names to numbers")
+    require("folder", folder, str | Path, "a path")
+    if not callable(getattr(figure, "savefig", None)):
+        raise TypeError(f"figure must be a matplotlib figure, got {figure!r}")
+    if not name or name != Path(name).name:
+        raise ValueError(f"name must be that of a file, without a folder, got {name!r}")
+    if "hardware" in numbers:
+        raise ValueError(f"'hardware' is the name of the description, and numbers has it: {numbers['hardware']!r}")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {str(folder)!r} does not exist; run from notebooks/, or pass folder=")

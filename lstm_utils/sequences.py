@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import Sampler
 
+from lstm_utils.arguments import at_least, integers, require_even, require_flag, require_module, require_tensor
 from lstm_utils.reference import ReferenceLSTM, States
 
 Lengths = Tensor | Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -31,10 +32,13 @@ def valid_mask(lengths: Lengths, seq_len: int | None = None, *, batch_first: boo
         a bool tensor, (N, T) with ``batch_first``, else (T, N), on the device of the lengths.
 
     Raises:
-        TypeError: the lengths are no integers.
-        ValueError: a length lies outside 1 to T, or there are none.
+        TypeError: the lengths are no integers, or ``batch_first`` is no bool.
+        ValueError: a length lies outside 1 to T, there are none, or ``seq_len`` is no integer.
     """
-    steps = _in_range(_integers(lengths), seq_len)
+    require_flag("batch_first", batch_first)
+    if not isinstance(seq_len, Tensor | None):  # an exporter traces sizes as tensors
+        at_least("seq_len", seq_len, 1)
+    steps = _in_range(integers(lengths), seq_len)
     valid = torch.arange(int(steps.max()) if seq_len is None else seq_len, device=steps.device) < steps[:, None]
     return valid if batch_first else valid.T
 
@@ -55,15 +59,18 @@ def run_packed(
         that sequence's own last step (in the reverse direction: its first). Rows are in the order of ``x``.
 
     Raises:
-        TypeError: the lengths are no integers.
+        TypeError: ``lstm`` is no module, ``x`` no tensor, or the lengths are no integers.
         ValueError: ``x`` is not 3-D, a length lies outside 1 to T, or the lengths or states are not N.
+        RuntimeError: from ``lstm``, whose states have another width or number of layers.
 
     Source: ``torch.nn.utils.rnn.pack_padded_sequence`` and ``pad_packed_sequence``, in PyTorch's documentation.
     """
-    seq_len, steps = _steps_of(x, lengths, lstm.batch_first)
+    require_module("lstm", lstm)
+    seq_len, steps = steps_of(x, lengths, lstm.batch_first)
+    inner = getattr(lstm, "lstm", lstm)  # of a wrapper such as FoldedProjection
     for name, state in zip(("h_0", "c_0"), () if hx is None else hx, strict=False):
-        # A packed nn.LSTM given the states of a larger batch takes some of them and goes on.
-        if state.dim() != 3 or state.shape[1] != len(steps):
+        # A packed nn.LSTM given the states of a larger batch takes some of them; of more layers it may crash.
+        if state.shape[:-1] != ((1 + inner.bidirectional) * inner.num_layers, len(steps)):
             shape = f"(D·layers, {len(steps)}, width), whatever batch_first says"
             raise ValueError(f"{name} must have shape {shape}, got {tuple(state.shape)}")
     # Lengths steer the packing from the CPU; without enforce_sorted=False, rows would have to come longest first.
@@ -91,14 +98,14 @@ def last_valid_step(output: Tensor, lengths: Lengths, *, batch_first: bool, bidi
         (N, D·H_out), the forward half first.
 
     Raises:
-        TypeError: the lengths are no integers.
+        TypeError: ``output`` is no tensor, a layout no bool, or the lengths are no integers.
         ValueError: ``output`` is not 3-D or cannot be split in two directions, a length lies outside 1 to T, or the
             lengths are not N.
     """
-    steps = _steps_of(output, lengths, batch_first)[1].to(output.device)
+    require_flag("bidirectional", bidirectional)
+    steps = steps_of(output, lengths, batch_first)[1].to(output.device)
     width = output.shape[2]
-    if bidirectional and width % 2:
-        raise ValueError(f"two directions have an even width together, got an output of width {width}")
+    require_even(width if bidirectional else 0)
     time_first = output.transpose(0, 1) if batch_first else output
     last = time_first[steps - 1, torch.arange(len(steps), device=output.device)]
     if not bidirectional:
@@ -121,14 +128,16 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         a scalar, or with ``dim`` the values' shape without that dimension.
 
     Raises:
-        TypeError: the mask is not bool.
-        ValueError: the mask does not fit the values, or leaves nothing to average over.
+        TypeError: the values are no tensor, or the mask is none of bool.
+        ValueError: the mask does not fit the values, has no dimension ``dim``, or leaves nothing to average over.
     """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"the mask must be bool, True at real steps, got {mask.dtype}; valid_mask makes one")
+    require_tensor("values", values)
+    if (dtype := getattr(mask, "dtype", type(mask).__name__)) != torch.bool:
+        raise TypeError(f"the mask must be bool, True at real steps, got {dtype}; valid_mask makes one")
     if values.shape[: mask.dim()] != mask.shape:
         shapes = f"a mask of shape {tuple(mask.shape)} and values of shape {tuple(values.shape)}"
         raise ValueError(f"the mask must be shaped as the leading dimensions of the values, got {shapes}")
+    at_least("dim", 0 if dim is None else dim, -values.dim(), max(0, values.dim() - 1))
     mask = mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim())).expand_as(values).to(values.device)
     count = mask.sum(dim)
     if not bool(count.all()):
@@ -156,18 +165,19 @@ class LengthBucketSampler(Sampler[list[int]]):
         seed: a non-negative integer.
 
     Raises:
-        TypeError: the lengths are no integers.
+        TypeError: the lengths are no integers, or ``drop_last`` is no bool.
         ValueError: a length or another argument is out of range, or ``drop_last`` would leave no batch.
     """
 
     def __init__(
         self, lengths: Lengths, batch_size: int, *, batches_per_pool: int = 50, drop_last: bool = False, seed: int = 0
     ) -> None:
-        self.lengths: npt.NDArray[np.int64] = _in_range(_integers(lengths)).cpu().numpy().copy()
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.batches_per_pool = _at_least("batches_per_pool", batches_per_pool, 1)
+        self.lengths: npt.NDArray[np.int64] = _in_range(integers(lengths)).cpu().numpy().copy()
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.batches_per_pool = at_least("batches_per_pool", batches_per_pool, 1)
+        require_flag("drop_last", drop_last)
         self.drop_last = drop_last
-        self.seed = _at_least("seed", seed, 0)
+        self.seed = at_least("seed", seed, 0)
         self.epoch = 0
         if not len(self):
             size = f"{len(self.lengths)} samples are fewer than batch_size {batch_size}"
@@ -179,8 +189,12 @@ class LengthBucketSampler(Sampler[list[int]]):
         return whole + (rest > 0 and not self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass that of the given epoch, counted from 0."""
-        self.epoch = _at_least("epoch", epoch, 0)
+        """Make the next pass that of the given epoch, counted from 0.
+
+        Raises:
+            ValueError: it is no such number.
+        """
+        self.epoch = at_least("epoch", epoch, 0)
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the current epoch, each a list of indices; drawing the first moves on to the next epoch."""
@@ -202,27 +216,6 @@ class LengthBucketSampler(Sampler[list[int]]):
             yield batches[at]
 
 
-def _at_least(name: str, value: int, minimum: int) -> int:
-    """The value, refused when it is no integer or too small."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-    return int(value)
-
-
-def _integers(lengths: Lengths) -> Tensor:
-    """The lengths as an int64 tensor of one dimension, refused when they are nothing of the kind."""
-    try:
-        found = torch.as_tensor(lengths)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(lengths).__name__
-        raise TypeError(f"lengths must be integers, one for each sequence, got a {kind}: {error}") from error
-    if found.dim() != 1 or not len(found):
-        raise ValueError(f"lengths must be one integer for each sequence, got the shape {tuple(found.shape)}")
-    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
-        raise TypeError(f"lengths must be integers, got {found.dtype}; convert them where they are measured")
-    return found.to(torch.int64)
-
-
 def _in_range(steps: Tensor, seq_len: int | None = None) -> Tensor:
     """The lengths, refused when one lies outside 1 to ``seq_len``."""
     if bool((short := steps < 1).any()):
@@ -234,13 +227,15 @@ def _in_range(steps: Tensor, seq_len: int | None = None) -> Tensor:
     return steps
 
 
-def _steps_of(batch: Tensor, lengths: Lengths, batch_first: bool) -> tuple[int, Tensor]:
+def steps_of(batch: Tensor, lengths: Lengths, batch_first: bool) -> tuple[int, Tensor]:
     """T of a padded batch and the lengths of its rows, refused when they do not fit it."""
+    require_flag("batch_first", batch_first)
+    require_tensor("the padded batch", batch)
     layout = f"{'(N, T, width)' if batch_first else '(T, N, width)'}, as batch_first={batch_first} has it"
     if batch.dim() != 3:
         raise ValueError(f"expected a padded batch of shape {layout}, got {tuple(batch.shape)}")
     rows, seq_len = (batch.shape[0], batch.shape[1]) if batch_first else (batch.shape[1], batch.shape[0])
-    if (steps := _integers(lengths)).numel() != rows:
+    if (steps := integers(lengths)).numel() != rows:
         read = f"the batch of shape {tuple(batch.shape)} was read as {layout}"
         raise ValueError(f"expected one length for each of the N = {rows} rows, got {steps.numel()}; {read}")
     return seq_len, _in_range(steps, seq_len)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from lstm_utils.arguments import at_least, require
+
 # describe() lists the tensors of so many layers; those above repeat the last one's shapes.
 SHOWN_LAYERS = 8
 
@@ -96,7 +98,11 @@ class LSTMSpec:
 
     @classmethod
     def from_module(cls, module: nn.LSTM) -> LSTMSpec:
-        """Read the specification back from a module (an ``nn.LSTM``, or anything with its attributes)."""
+        """Read the specification back from a module (an ``nn.LSTM``, or anything with its attributes).
+
+        Raises:
+            TypeError: an attribute is missing.
+        """
         try:
             return cls(**{name: getattr(module, name) for name in cls.__dataclass_fields__})
         except AttributeError as error:
@@ -122,11 +128,22 @@ class LSTMSpec:
         return self.proj_size or self.hidden_size
 
     def layer_input_size(self, layer: int) -> int:
-        """Features that layer ``layer`` reads: I for layer 0, and D times the hidden width above it."""
+        """Features that layer ``layer`` reads: I for layer 0, and D times the hidden width above it.
+
+        Raises:
+            ValueError: there is no such layer; they are counted from 0.
+        """
+        return self._reads(at_least("layer", layer, 0, self.num_layers - 1))
+
+    def _reads(self, layer: int) -> int:
         return self.input_size if layer == 0 else self.num_directions * self.hidden_width
 
     def shapes(self, seq_len: int, batch_size: int | None = None) -> LSTMShapes:
-        """Shapes of one call on ``seq_len`` steps; ``batch_size=None`` is the unbatched, two-dimensional input."""
+        """Shapes of one call on ``seq_len`` steps; ``batch_size=None`` is the unbatched, two-dimensional input.
+
+        Raises:
+            ValueError: ``seq_len`` is no integer of at least 1, or ``batch_size`` none of at least 0.
+        """
         for name, value, least in (("seq_len", seq_len, 1), ("batch_size", batch_size, 0)):
             if value is None and name == "batch_size":
                 continue
@@ -150,7 +167,7 @@ class LSTMSpec:
             f"{kind}_l{layer}{'_reverse' if direction else ''}": shape
             for layer in range(self.num_layers)
             for direction in range(self.num_directions)
-            for kind, shape in self._cell_parameters(self.layer_input_size(layer))
+            for kind, shape in self._cell_parameters(self._reads(layer))
         }
 
     def _cell_parameters(self, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -167,8 +184,7 @@ class LSTMSpec:
     def _total(self, cost: Callable[[str, tuple[int, ...]], int]) -> int:
         """Sum ``cost(name, shape)`` over every tensor, visiting layer 0 and only one of the layers above it."""
         first, above = (
-            sum(cost(name, shape) for name, shape in self._cell_parameters(self.layer_input_size(layer)))
-            for layer in (0, 1)
+            sum(cost(name, shape) for name, shape in self._cell_parameters(self._reads(layer))) for layer in (0, 1)
         )
         return self.num_directions * (first + (self.num_layers - 1) * above)
 
@@ -181,16 +197,30 @@ class LSTMSpec:
 
         Biases, gates and other element-wise work are left out, as ``torch.utils.flop_counter`` does: they grow with H,
         the products with H².
+
+        Raises:
+            ValueError: ``seq_len`` is no integer of at least 1, or ``batch_size`` none of at least 0.
         """
+        if batch_size is None:
+            raise ValueError("batch_size must be an int of at least 0, got None, which has no number of rows")
         self.shapes(seq_len, batch_size)  # refuses sizes that no call could have
         return seq_len * batch_size * self._total(lambda name, shape: 2 * math.prod(shape) if "weight" in name else 0)
 
     def nbytes(self, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of the parameters alone; gradients add as much again, and Adam's two moments twice as much."""
+        """Bytes of the parameters alone; gradients add as much again, and Adam's two moments twice as much.
+
+        Raises:
+            TypeError: ``dtype`` is no ``torch.dtype``.
+        """
+        require("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.float16")
         return self.num_parameters() * dtype.itemsize
 
     def describe(self, seq_len: int = 20, batch_size: int | None = 32, dtype: torch.dtype = torch.float32) -> str:
-        """Shapes, the table of tensors, totals and memory: the text of ``python -m lstm_utils describe``."""
+        """Shapes, the table of tensors, totals and memory: the text of ``python -m lstm_utils describe``.
+
+        Raises:
+            TypeError, ValueError: from :meth:`shapes` and :meth:`nbytes`.
+        """
         defaults = LSTMSpec(1, 1).as_dict() | {"input_size": None, "hidden_size": None}
         given = ", ".join(f"{name}={value!r}" for name, value in self.as_dict().items() if value != defaults[name])
         lines = [f"nn.LSTM({given})", ""]
@@ -200,7 +230,7 @@ class LSTMSpec:
         lines += ["", *(f"  {name:<{width}}  {shape!s:<14}{math.prod(shape):>14,}" for name, shape in rows.items())]
         if (hidden := self.num_layers - SHOWN_LAYERS) > 0:
             lines.append(f"  … and {hidden:,} more layers, each with the shapes of layer {SHOWN_LAYERS - 1}")
-        flops = self.flops(seq_len, batch_size or 1)
+        flops = self.flops(seq_len, 1 if batch_size is None else batch_size)
         lines += [
             "",
             f"  parameters  {self.num_parameters():,}",

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lstm_utils.arguments import require, require_callable, require_flag
 from lstm_utils.gradients import GradientClipper
 
 FORMAT = "lstm_utils.training, 1"
@@ -83,14 +84,24 @@ def fit(
         progress: whether to show a bar; by default on a terminal only, so that no stored output contains one.
 
     Raises:
-        ValueError: ``epochs`` is below 1, there are no batches, or the metric is not a number.
+        TypeError: an argument has the wrong type.
+        FileNotFoundError: the folder of the checkpoint does not exist.
+        ValueError: ``epochs`` is no integer of at least 1, there are no batches, or the metric is not a number.
         CheckpointError: the checkpoint cannot be continued.
         NonFiniteGradientError: from the clipper.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs!r}")
+    require("batches", batches, Iterable, "a loader or a list")
+    require_callable("loss_of", loss_of)
+    require_callable("validate", validate)
+    require_flag("maximize", maximize)
     clipper = GradientClipper(model, max_norm)
+    if checkpoint:
+        require("checkpoint", checkpoint, str | Path, "a path")
     path = Path(checkpoint) if checkpoint else None
+    if path is not None and not path.parent.is_dir():  # said now, not after an epoch
+        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it, or name another")
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer} | ({"scheduler": scheduler} if scheduler else {})
     settings = _settings(parts, max_norm=max_norm, maximize=maximize)
     history, best, sign = History(), _copy(model), 1 if maximize else -1
@@ -158,7 +169,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read what :func:`fit` wrote, to the CPU; no code in the file is run. A damaged file is a ``CheckpointError``."""
+    """Read what :func:`fit` wrote, to the CPU; no code in the file is run.
+
+    Raises:
+        TypeError: ``path`` is neither a text nor a path.
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or something else.
+    """
+    require("path", path, str | Path, "a path")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
     try:
         with zipfile.ZipFile(path) as file:  # torch.save writes a zip, whose checksums torch.load does not look at
             broken = file.testzip()
