@@ -65,8 +65,11 @@ def load_openvino(path: str, threads: int, precision: str) -> Any:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
+    # One core, kept to the end: a core that goes can leave this thread the signal stack that it has just freed, and the
+    # next signal that Python handles, such as that of a worker of a DataLoader, then ends the process.
+    core = vars(openvino).get("kept_core") or vars(openvino).setdefault("kept_core", openvino.Core())
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    request = core.compile_model(path, "CPU", settings).create_infer_request()
     return lambda x, request=request: request.infer({0: x}, share_inputs=True)[0]
 
 
@@ -77,7 +80,7 @@ def build_openvino(order: Order, precision: str = "f32") -> Artefact:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    core = openvino.Core()
+    core = vars(openvino).get("kept_core") or vars(openvino).setdefault("kept_core", openvino.Core())  # see above
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnavailableError("OpenVINO finds no bfloat16 arithmetic in this CPU")
     path = order.folder / "lstm.xml"

@@ -4,6 +4,8 @@ import copy
 import logging
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -216,3 +218,18 @@ def test_logging_and_the_environment_are_restored(prepared):
     assert logging.root.manager.disable == logging.NOTSET
     assert "runtime" not in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
     assert prepared
+
+
+def test_a_signal_finds_its_stack_after_openvino_is_gone(tmp_path):
+    program = """
+import gc, signal, subprocess, sys, torch
+from lstm_utils.runtimes import prepare
+signal.signal(signal.SIGCHLD, lambda *_: None)
+made = [prepare(name, torch.nn.LSTM(5, 8).eval(), torch.randn(6, 1, 5), sys.argv[1])
+        for name in ("OpenVINO fp32", "OpenVINO bf16")]
+del made[0]
+del made
+gc.collect()
+subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode == 0
