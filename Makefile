@@ -14,12 +14,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+PAGES := _build/stored/_build/html
 # Threads that wait must not spin: on a busy machine they would stall the ones that work.
 export OMP_WAIT_POLICY := PASSIVE
 # Nothing is reported to anybody: ONNX Runtime would, from its import on.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help book pdf test lab notebooks sweep bench lint clean
+.PHONY: help book pdf test stress pages lab notebooks sweep bench lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,10 +34,18 @@ book: $(STAMP) ## set up, run every chapter, render the book, print where it is
 pdf: book ## the book as one PDF, printed from its pages by Chromium; print where it is
 	@$(BIN)/python book/pdf.py
 
-test: lint book ## lint, types, unit tests, every notebook against its stored outputs, the rendered pages
+test: lint pages ## lint, types, unit tests, every notebook against its stored outputs, the pages in a browser
 	@# The stored outputs are a CPU's: on a GPU, floats and kernels differ.
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests notebooks --nbval --nbval-cell-timeout=300 \
-		--cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
+	@CUDA_VISIBLE_DEVICES= PAGES=$(PAGES) $(BIN)/python -m pytest tests notebooks -m "not stress" \
+		--nbval --nbval-cell-timeout=300 --cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
+
+stress: book ## what takes too long for every run: the pages of `make book`, the PDF, every chapter with another seed
+	@$(BIN)/python -m pytest tests/test_book.py $(PYTEST_ARGS)
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests -m stress $(PYTEST_ARGS)
+
+pages: $(STAMP) ## render the book from the stored outputs, which make test holds against a fresh run
+	@STORED_OUTPUTS=1 $(BIN)/jupyter-book build . --path-output _build/stored -n -W --keep-going \
+		|| { rm -rf _build/stored; exit 1; }
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -53,12 +53,11 @@ def test_a_page_has_no_barriers(visit, name):
     page.evaluate(ONE_TOKEN_OF_A_KIND)
     assert barriers(page) == []
     page.emulate_media(color_scheme="dark")
-    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
-    page.wait_for_timeout(500)  # colours fade
-    assert barriers(page, runOnly=["color-contrast"]) == []
     page.set_viewport_size({"width": 390, "height": 900})
-    page.wait_for_timeout(500)  # the theme takes 300 ms to make what now scrolls reachable by keyboard
-    assert barriers(page, rules={"color-contrast": {"enabled": False}}) == []
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    # Colours fade, and the theme takes 300 ms to make what now scrolls reachable by keyboard.
+    page.wait_for_timeout(500)
+    assert barriers(page) == []
 
 
 BARRIERS = {

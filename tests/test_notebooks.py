@@ -23,6 +23,12 @@ from checks import (
 )
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# Running all of them once more takes a quarter of an hour; `make test` has run them by nbval.
+two_in_every_run = pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[] if path.stem[:2] in ("05", "08") else pytest.mark.stress) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 
 
 def code_cells(notebook):
@@ -159,7 +165,7 @@ def test_a_damaged_notebook_is_noticed(change, tmp_path):
     assert notebook_problems(damaged(with_figure, tmp_path, change))
 
 
-@every_notebook
+@two_in_every_run
 def test_a_wrong_stored_number_is_noticed(path, tmp_path):
     def until_wrong_number(notebook):
         """Keep the cells up to the first compared number, and change it."""
@@ -195,7 +201,7 @@ def papermill(path, parameters):
     return nbformat.read(out, as_version=4)
 
 
-@every_notebook
+@two_in_every_run
 def test_another_seed_another_size_and_blank_exercises(path, tmp_path):
     # One run serves four purposes: papermill's parameters arrive from its command line, the chapter runs to its end
     # and every verdict holds for another seed and other sizes, every check fails, with a hint, while its exercise is

@@ -1,4 +1,4 @@
-"""The book as a PDF: book/pdf.py. Needs `make book` and Chromium or Chrome."""
+"""The book as a PDF: book/pdf.py. Needs `make book` (or `make pages`), and Chromium or Chrome."""
 
 import re
 from itertools import pairwise
@@ -38,6 +38,7 @@ def reader(book):
     return PdfReader(book)
 
 
+@pytest.mark.stress
 def test_it_has_every_page_of_the_book_in_order(book, reader):
     chapters = [entry for entry in reader.outline if not isinstance(entry, list)]
     titles = [title(name) for name in toc_pages()]
@@ -59,15 +60,18 @@ def bookmarks(outline):
             yield packed(entry.title)
 
 
+@pytest.mark.stress
 def test_the_bookmarks_are_the_headings_each_once(reader, joined):
     headings = [packed(node.get_text()) for node in joined.find_all(re.compile("^h[1-6]$"))]
     assert list(bookmarks(reader.outline)) == [text for text in headings if text]
 
 
+@pytest.mark.stress
 def test_it_can_be_sent_around(book):
     assert book.stat().st_size < 40e6
 
 
+@pytest.mark.stress
 def test_no_line_of_code_is_cut(book, reader):
     longest = {}
     for path in NOTEBOOKS:

@@ -195,7 +195,7 @@ def test_a_run_that_executed_less_is_noticed():
 def test_a_run_of_no_notebook_is_red(tmp_path):
     for folder in ("tests", "notebooks"):
         (tmp_path / folder).mkdir()
-    for name in ("conftest.py", "floors.json"):
+    for name in ("conftest.py", "checks.py", "floors.json"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     (tmp_path / "tests" / "test_one.py").write_text("def test_one():\n    assert True\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests", "notebooks", "--nbval"]
@@ -221,7 +221,7 @@ def make(folder, *arguments):
 
 def test_make_alone_lists_every_target(bare_checkout):
     listed = make(bare_checkout).stdout
-    for target in ("book", "pdf", "test", "lab", "notebooks", "sweep", "bench", "lint", "clean"):
+    for target in ("book", "pdf", "test", "stress", "pages", "lab", "notebooks", "sweep", "bench", "lint", "clean"):
         assert re.search(rf"^{target} +\S", listed, re.M)
 
 

@@ -68,6 +68,12 @@ def helpers_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def stored_outputs(_app: Sphinx, config: Any) -> None:
+    """Run nothing where the environment says so: the pages then show the outputs that the notebooks hold."""
+    if os.environ.get("STORED_OUTPUTS"):
+        config.nb_execution_mode = "off"
+
+
 def separate_cache(app: Sphinx, config: Any) -> None:
     """Keep one cache, for this machine and these helpers: the cache itself compares nothing but a notebook's cells.
 
@@ -263,6 +269,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for kernels that make did not start: see the Makefile
     app.connect("config-inited", silence_thebe)
     app.connect("config-inited", separate_cache)
+    app.connect("config-inited", stored_outputs)
     app.connect("html-page-context", mend_roles)
     app.connect("doctree-read", anchor_cells)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
