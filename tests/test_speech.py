@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from lstm_utils import speech
+from lstm_utils.spectrum import log_mel, mel_filters
 from lstm_utils.speech import (
     ACCENTS,
     NOT_REPEATABLE,
     UNSEEN_ACCENTS,
     SynthesizerError,
     load_speech,
-    log_mel,
-    mel_filters,
     noisy,
     pack,
     part_of,
