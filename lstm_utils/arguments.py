@@ -101,15 +101,15 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
-def positive(name: str, value: Any) -> float:
-    """The value, a finite number above 0.
+def positive(name: str, value: Any, zero: bool = False) -> float:
+    """The value, a finite number above 0; with ``zero``, it may be 0 too.
 
     Raises:
         ValueError: it is none.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not value > 0 or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    if not number or not (value > 0 or (zero and value == 0)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value!r}")
     return float(value)
 
 

@@ -159,8 +159,7 @@ def compare_times(
     if not candidates or at_least("rounds", rounds, 1) < 3:
         raise ValueError(f"needs at least one candidate and 3 rounds, got {list(candidates)} and {rounds}")
     at_least("num_threads", num_threads, 1)
-    if min_seconds != 0:
-        positive("min_seconds", min_seconds)
+    positive("min_seconds", min_seconds, zero=True)
     timers = {
         name: Timer("call()", globals={"call": call}, num_threads=num_threads) for name, call in candidates.items()
     }

@@ -39,7 +39,7 @@ def saved_bytes(call: Callable[[], object], without: Iterable[Tensor] = ()) -> i
     """
     require_callable("call", call)
     require("without", without, Iterable, "a list of tensors")
-    for number, tensor in enumerate(without := list(without)):
+    for number, tensor in enumerate(without := [without] if isinstance(without, Tensor) else list(without)):
         require_tensor(f"without[{number}]", tensor)
     alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
 

@@ -58,21 +58,24 @@ class SequenceClassifier(nn.Module):
         pooling: Pooling = "last",
     ) -> None:
         super().__init__()
+        at_least("num_symbols", num_symbols, 1)
+        at_least("num_classes", num_classes, 1)
+        one_of("pooling", pooling, get_args(Pooling))
+        share("dropout", dropout)
         spec = LSTMSpec(
             embedding_size,
             hidden_size,
             num_layers,
             batch_first=True,
-            dropout=share("dropout", dropout) if num_layers != 1 else 0.0,  # with one layer nn.LSTM only warns
+            dropout=dropout if num_layers != 1 else 0.0,  # with one layer nn.LSTM only warns
             bidirectional=bidirectional,
             proj_size=proj_size,
         )
-        one_of("pooling", pooling, get_args(Pooling))
         self.pooling = pooling
-        self.embedding = nn.Embedding(at_least("num_symbols", num_symbols, 1), embedding_size, padding_idx=0)
+        self.embedding = nn.Embedding(num_symbols, embedding_size, padding_idx=0)
         self.lstm = init_lstm_(spec.build())
-        self.dropout = nn.Dropout(share("dropout", dropout))
-        self.readout = nn.Linear(spec.num_directions * spec.hidden_width, at_least("num_classes", num_classes, 1))
+        self.dropout = nn.Dropout(dropout)
+        self.readout = nn.Linear(spec.num_directions * spec.hidden_width, num_classes)
 
     def forward(self, symbols: Tensor, lengths: Tensor) -> Tensor:
         """Scores of the classes, before softmax.
@@ -108,8 +111,10 @@ def pool(output: Tensor, lengths: Tensor, how: Pooling, *, bidirectional: bool) 
         (N, D·H_out).
 
     Raises:
-        TypeError, ValueError: ``how`` is unknown, or the output or the lengths are of another kind, or do not fit.
+        TypeError, ValueError: ``how`` is unknown, ``bidirectional`` no bool, or the output or the lengths are of
+            another kind, or do not fit.
     """
+    require_flag("bidirectional", bidirectional)
     _, lengths = steps_of(output, lengths, batch_first=True)
     require_even(output.shape[2] if bidirectional else 0)
     if (

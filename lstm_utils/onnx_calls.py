@@ -29,7 +29,8 @@ def as_in_file(
     if isinstance(model, nn.LSTM | FoldedProjection):
         return *_flat(model, example, dynamic, states, lengths), output_names or ("output", "h_n", "c_n")
     if states or lengths:
-        raise ValueError("states and lengths are for an LSTM alone; a model takes them as arguments of its forward")
+        got = f"got states={states} and lengths={lengths}"
+        raise ValueError(f"both are for an LSTM alone, and a model takes them as arguments of its forward; {got}")
     return model, *_named(model, example, dynamic), output_names
 
 
@@ -77,6 +78,7 @@ def _named(model: nn.Module, example: Any, dynamic: Any) -> tuple[dict[str, Tens
     layouts = {module.batch_first for module in model.modules() if isinstance(module, nn.LSTM)}
     if dynamic is None and len(tensors) == len(layouts) == 1:
         dynamic = [("N", "T") if layouts == {True} else ("T", "N")]
+    require("dynamic", dynamic, list | tuple | None, "the axes of each input in a list")
     names = list(inspect.signature(model.forward).parameters)[: len(tensors)]
     if dynamic is None or not len(dynamic) == len(tensors) == len(names):
         wants = (

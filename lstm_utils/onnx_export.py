@@ -83,6 +83,7 @@ def export_onnx(
             fit; the message says what would do.
         RuntimeError: the exporter failed, or the file computes something other than the model.
         FileNotFoundError: the folder of ``path`` does not exist.
+        IsADirectoryError: ``path`` is a folder.
         ImportError: onnx or onnxruntime is missing.
 
     Source: https://onnx.ai/onnx/operators/onnx__LSTM.html
@@ -96,6 +97,8 @@ def export_onnx(
     for number, name in enumerate(output_names):
         require(f"output_names[{number}]", name, str, "a name")
     onnx, path = load("onnx"), Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it, or name another")
     _refuse(model)

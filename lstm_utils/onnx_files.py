@@ -52,6 +52,7 @@ def quantize_onnx(
         ValueError: ``source`` is no ONNX file, or the example does not fit its inputs.
         RuntimeError: no LSTM was replaced, or what the new file computes is not finite.
         FileNotFoundError: there is no ``source``, or no folder for ``target``.
+        IsADirectoryError: ``target`` is a folder.
         ImportError: onnx or onnxruntime is missing.
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html

@@ -125,7 +125,7 @@ def _draws(
         if not tensor.numel():
             raise ValueError(f"the example of {name} has no entry to draw others from, got {tuple(tensor.shape)}")
         names = ("N",) if axes[name] == LENGTHS else axes[name]
-        if isinstance(names, str) or len(names) > tensor.dim():
+        if not isinstance(names, list | tuple) or len(names) > tensor.dim():
             raise ValueError(f"the axes of {name}, of shape {tuple(tensor.shape)}, cannot be {names!r}")
         for size, axis in zip(tensor.shape, names, strict=False):
             if axis is not None and sizes.setdefault(axis, size) != size:

@@ -46,7 +46,7 @@ def plot_traces(
     require("labels", labels, Sequence, "a text for each step")
     require("title", title, str, "a text")
     if not panels or not labels:
-        raise ValueError(f"there must be a panel and a step, got the panels {list(panels)} and the labels {labels!r}")
+        raise ValueError(f"there must be a panel and a step, got {panels!r} and {labels!r}")
     for panel, series in panels.items():
         require(f"panels[{panel!r}]", series, Mapping, "a mapping of names to values")
         if len(others := [name for name in series if name not in GATES]) > 2:
@@ -54,7 +54,8 @@ def plot_traces(
     steps = np.arange(len(labels))
     for name, values in [("shaded", shaded), *(item for series in panels.values() for item in series.items())]:
         if (shape := np.asarray(values).shape) != steps.shape:
-            raise ValueError(f"{name} has the shape {shape}, and there are {len(labels)} labels")
+            got = f"{reprlib.repr(values)} for {reprlib.repr(labels)}"
+            raise ValueError(f"{name} has the shape {shape}, and there are {len(labels)} labels: {got}")
         if np.asarray(values).dtype.kind not in "biuf":
             raise TypeError(f"{name} must hold real numbers, got {np.asarray(values).dtype}: {reprlib.repr(values)}")
     figure, axes = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.6, 0.9 + 1.35 * len(panels)))
@@ -93,10 +94,11 @@ def plot_seeds(axis: Axes, x: Sequence[float], runs: np.ndarray, label: str, **s
     require("x", x, Sequence | np.ndarray | Tensor, "one number for each point")
     require("runs", runs, np.ndarray | Tensor, "an array, one row a seed")
     require("label", label, str, "a text")
-    for name, values in (("x", np.asarray(x)), ("runs", np.asarray(runs))):
-        if values.dtype.kind not in "iuf":
-            raise TypeError(f"{name} must hold real numbers, got {values.dtype}: {reprlib.repr(values)}")
-    if runs.ndim != 2 or runs.shape[1] != len(x) or not len(runs):
-        raise ValueError(f"runs must be (seeds, {len(x)}), got {runs.shape}")
+    positions, values = np.asarray(x), np.asarray(runs)
+    for name, array in (("x", positions), ("runs", values)):
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must hold real numbers, got {array.dtype}: {reprlib.repr(array)}")
+    if positions.ndim != 1 or values.ndim != 2 or values.shape[1:] != positions.shape or not len(values):
+        raise ValueError(f"runs must be (seeds, points) for x (points,), got {values.shape} for {positions.shape}")
     (line,) = axis.plot(x, np.median(runs, axis=0), label=label, **style)  # type: ignore[arg-type]
     axis.plot(np.tile(x, (len(runs), 1)).T, runs.T, "o", color=line.get_color(), alpha=0.35, markersize=4)

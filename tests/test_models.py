@@ -139,7 +139,7 @@ def test_an_exported_model_takes_any_batch_and_any_lengths(pooling, how, tmp_pat
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="pooling must be one of 'last', 'mean', 'max', got 'sum'"):
         build("sum")
-    with pytest.raises(ValueError, match="pooling must be one of"):
+    with pytest.raises(ValueError, match="how must be one of 'last', 'mean', 'max', got 'first'"):
         pool(torch.zeros(1, 1, 2), torch.tensor([1]), "first", bidirectional=False)
     with pytest.raises(ValueError, match="hidden_size must be at least 1"):
         build(hidden_size=0)

@@ -65,7 +65,7 @@ def test_every_text_fits_into_its_frames():
 
 
 def test_a_number_below_one_is_refused():
-    with pytest.raises(ValueError, match="number must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="number must be an integer of at least 1, got 0"):
         load_speech(0)
 
 
