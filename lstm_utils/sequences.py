@@ -148,8 +148,10 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         result, adds = values.dtype, torch.promote_types(values.dtype, torch.float32)
     else:  # whose sum would wrap around; Apple's GPUs have no float64
         result, adds = torch.get_default_dtype(), torch.float32 if values.device.type == "mps" else torch.float64
-    # Not values * mask, where nan * 0 is nan.
-    return (torch.where(mask, values, 0).sum(dim, dtype=adds) / count).to(result)
+    kept = torch.where(mask, values, 0)  # not values * mask, where nan * 0 is nan
+    if adds == values.dtype:  # apart, for an exporter would write down a cast that does nothing
+        return kept.sum(dim) / count
+    return (kept.sum(dim, dtype=adds) / count).to(result)
 
 
 class LengthBucketSampler(Sampler[list[int]]):

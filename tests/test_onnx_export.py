@@ -111,6 +111,21 @@ def test_the_report_says_what_is_in_the_file(path):
     assert os.listdir(path.parent) == [path.name]  # one file, without external data
 
 
+@pytest.mark.parametrize("names", [("y", "h", "c"), ["a", "b", "c"]])
+def test_the_outputs_of_an_lstm_are_called_as_asked(path, names):
+    lstm = nn.LSTM(I, H).eval()
+    report = export_onnx(lstm, example(), path, output_names=names)
+    assert [value.name for value in onnx.load(path).graph.output] == list(report.outputs) == list(names)
+    assert_same(run(path, example()), flat(lstm(example())))
+
+
+@pytest.mark.parametrize("names", [("y", "h"), ("y", "h", "h"), ("input", "h", "c"), ("", "h", "c")])
+def test_names_that_do_not_fit_the_outputs_are_refused(path, names):
+    with pytest.raises(ValueError, match=r"output_names.*" + re.escape(str(list(names)))):
+        export_onnx(nn.LSTM(I, H).eval(), example(), path, output_names=names)
+    assert not path.exists()
+
+
 def test_an_example_of_one_step_and_one_row_frees_both(path):
     lstm = nn.LSTM(I, H).eval()
     assert export_onnx(lstm, example(n=1, t=1), path).checked == ("T=1, N=1", "T=2, N=1", "T=1, N=2", "T=2, N=2")
