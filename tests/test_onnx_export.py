@@ -114,10 +114,10 @@ def test_the_report_says_what_is_in_the_file(path):
 
 @pytest.mark.parametrize("names", [("y", "h", "c"), ["a", "b", "c"]])
 def test_the_outputs_of_an_lstm_are_called_as_asked(path, names):
-    lstm = nn.LSTM(I, H).eval()
-    report = export_onnx(lstm, example(), path, output_names=names)
+    lstm, x = nn.LSTM(I, H).eval(), example()
+    report = export_onnx(lstm, x, path, output_names=names)
     assert [value.name for value in onnx.load(path).graph.output] == list(report.outputs) == list(names)
-    assert_same(run(path, example()), flat(lstm(example())))
+    assert_same(run(path, x), flat(lstm(x)))
 
 
 @pytest.mark.parametrize("names", [("y", "h"), ("y", "h", "h"), ("input", "h", "c"), ("", "h", "c")])
