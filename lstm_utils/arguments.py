@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,32 @@ def require_callable(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a function to call, got {reprlib.repr(value)} of type {kind}")
 
 
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """The value, one of the known names.
+
+    Raises:
+        ValueError: it is none of them; a list or another value that no set can hold is none either.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
+def as_device(name: str, value: Any) -> torch.device:
+    """The device that a text or a ``torch.device`` names, whether it is present here or not.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: torch knows no such device.
+    """
+    require(name, value, str | torch.device, "a device, or the name of one such as 'cpu'")
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} must name a device that torch knows, got {value!r}: {reason}") from error
+
+
 def at_least(name: str, value: Any, least: int, most: int | None = None, named: str = "") -> int:
     """The value as an int.
 
@@ -74,20 +101,23 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
-def positive(name: str, value: Any) -> float:
-    """The value, a finite number above 0.
+def positive(name: str, value: Any, zero: bool = False) -> float:
+    """The value, a finite number above 0; with ``zero``, it may be 0 too.
 
     Raises:
         ValueError: it is none.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not value > 0 or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    if not number or not (value > 0 or (zero and value == 0)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value!r}")
     return float(value)
 
 
-def check_states(lstm: nn.LSTM, x: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None) -> None:
-    """Refuse states of more layers or rows, of which a segment would take some, and a tensor without time."""
+def check_states(lstm: Any, x: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None) -> None:
+    """Refuse states of more layers or rows, of which a segment would take some, and a tensor without time.
+
+    ``lstm`` is an ``nn.LSTM``, or what has its arguments as attributes.
+    """
     if isinstance(x, PackedSequence):
         rows = [int(x.batch_sizes[0])]
     elif x.dim() not in (2, 3):
@@ -122,4 +152,6 @@ def integers(lengths: Any) -> Tensor:
         raise ValueError(f"lengths must be one integer for each sequence, got the shape {tuple(found.shape)}")
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
         raise TypeError(f"lengths must be integers, got {found.dtype}; convert them where they are measured")
+    if found.dtype == torch.uint64 and bool((found.to(torch.int64) < 0).any()):  # as int64 they would be negative
+        raise ValueError(f"lengths must be smaller than 2**63, got {max(found.tolist())}")
     return found.to(torch.int64)

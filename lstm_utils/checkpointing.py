@@ -148,12 +148,11 @@ def truncated_bptt(lstm: nn.LSTM, x: Tensor, length: int, hx: States | None = No
 
 def _windows(lstm: nn.LSTM, x: Tensor, length: int, hx: States | None) -> Iterator[Chunk]:
     """The generator itself, apart, so that a wrong argument is refused in the call and not in the first window."""
-    start = 0
-    for piece in torch.split(x, length, _time(lstm, x)):
+    start, steps = 0, x.shape[_time(lstm, x)]
+    for piece in torch.split(x, max(1, min(length, steps)), _time(lstm, x)):  # one that fits into 64 bits
         output, (h, c) = lstm(piece, hx)
         hx = h.detach(), c.detach()
-        steps = slice(start, start := start + piece.shape[_time(lstm, x)])
-        yield Chunk(steps, output, hx)
+        yield Chunk(slice(start, start := start + piece.shape[_time(lstm, x)]), output, hx)
 
 
 def _check_module(lstm: nn.LSTM) -> None:

@@ -117,7 +117,7 @@ def split_of(spelling: str) -> Split:
         TypeError: the spelling is no text.
     """
     require("spelling", spelling, str, "a text")
-    digest = hashlib.sha256(spelling[:4].encode()).digest()
+    digest = hashlib.sha256(spelling[:4].encode(errors="surrogatepass")).digest()
     tenth = int.from_bytes(digest[:8], "big") * 10 >> 64  # 0 to 9
     return "test" if tenth == 0 else "validation" if tenth == 1 else "train"
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from lstm_utils.arguments import require
 from lstm_utils.spec import LSTMSpec
 
 # A direction's colour: pale, and full for its final state. Okabe and Ito's, and none that a gate has.
@@ -53,14 +54,16 @@ def draw_shapes(spec: LSTMSpec, seq_len: int, batch_size: int | None = None) -> 
         batch_size: N, or None for the unbatched, two-dimensional input.
 
     Raises:
-        ValueError: a size is too large to be drawn one by one (see ``MOST``), or too small.
+        TypeError: ``spec`` is no :class:`~lstm_utils.spec.LSTMSpec`.
+        ValueError: a size is no integer, too large to be drawn one by one (see ``MOST``), or too small.
 
     Source: the shapes of https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
     """
+    require("spec", spec, LSTMSpec, "an LSTMSpec")
     sizes = spec.as_dict() | {"seq_len": seq_len, "batch_size": 1 if batch_size is None else batch_size}
     for name, most in MOST.items():
-        if not 1 <= sizes[name] <= most:
-            raise ValueError(f"{name} must be from 1 to {most} to be drawn one by one, got {sizes[name]}")
+        if not isinstance(size := sizes[name], int) or isinstance(size, bool) or not 1 <= size <= most:
+            raise ValueError(f"{name} must be from 1 to {most} to be drawn one by one, got {size!r}")
     return _Drawing(spec, seq_len, batch_size).figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lstm_utils.arguments import require_callable
+from lstm_utils.arguments import require, require_callable
 
 PASSED = "Passed"
 NOT_YET = "Not yet"
@@ -41,8 +41,11 @@ def check(exercise: str, passes: Callable[[], bool], hint: str) -> None:
         hint: where to look next, without the answer.
 
     Raises:
-        TypeError: ``passes`` is no function, or returned something other than a bool, so the check itself is wrong.
+        TypeError: ``passes`` is no function, or returned something other than a bool, or the others are no texts, so
+            the check itself is wrong.
     """
+    require("exercise", exercise, str, "its number as a text, such as '1.2'")
+    require("hint", hint, str, "a text")
     require_callable("passes", passes)
     try:
         result = passes()

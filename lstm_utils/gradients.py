@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lstm_utils.arguments import require_module
 
@@ -62,13 +62,22 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     if not gradients:
         raise RuntimeError(f"none of the {len(parameters)} parameters has a gradient; call loss.backward() first")
-    # In float64, where there is one: the square of 1e20 fits into no float32, nor that of 300 into a float16.
-    norms = [
-        torch.linalg.vector_norm(gradient, dtype=torch.float32 if gradient.device.type == "mps" else torch.float64)
-        for gradient in gradients.values()
-    ]
+    norms = [_norm(gradient) for gradient in gradients.values()]
     together = torch.stack([norm.to(norms[0].device) for norm in norms])  # one wait for the device, not one for each
-    return dict(zip(gradients, together.tolist(), strict=True))
+    found = dict(zip(gradients, together.tolist(), strict=True))
+    for name, norm in found.items():
+        if math.isinf(norm) and math.isfinite(largest := gradients[name].abs().max().item()):  # its square is not
+            found[name] = largest * _norm(gradients[name] / largest).item()
+    return found
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """In float64, where there is one: the square of 1e20 fits into no float32, nor that of 300 into a float16."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    values = torch.view_as_real(values) if values.is_complex() else values
+    dtype = torch.float32 if values.device.type == "mps" else torch.float64
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=dtype)
+    return norm
 
 
 class GradientClipper:

@@ -15,7 +15,7 @@ from typing import Literal, TypeGuard, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from lstm_utils.arguments import require, require_tensor
+from lstm_utils.arguments import one_of, require, require_tensor
 from lstm_utils.reference import ReferenceLSTM
 from lstm_utils.spec import LSTMSpec
 
@@ -70,8 +70,7 @@ def init_lstm_(
     """
     spec = _checked(lstm)
     for argument, name in (("input", input), ("recurrent", recurrent)):
-        if name not in tuple(SCHEMES):  # which may be asked about anything, even a list
-            raise ValueError(f"{argument} must be one of {', '.join(map(repr, SCHEMES))}, got {name!r}")
+        one_of(argument, name, SCHEMES)
     if generator is not None:
         require("generator", generator, Generator, "a torch.Generator")
     _check_bias(spec, forget_bias, max_lag, min(torch.finfo(p.dtype).max for p in lstm.parameters()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_utils.arguments import at_least, require_even, share
+from lstm_utils.arguments import at_least, check_states, one_of, require_even, require_flag, share
 from lstm_utils.initialization import init_lstm_
 from lstm_utils.reference import States
 from lstm_utils.sequences import masked_mean, run_packed, steps_of, valid_mask
@@ -33,7 +33,10 @@ class SequenceClassifier(nn.Module):
         num_symbols: rows of the embedding; symbol 0 is the padding.
         num_classes: width of the result.
         embedding_size: features of a symbol.
-        hidden_size: of the LSTM, as are num_layers, bidirectional and proj_size.
+        hidden_size: of the LSTM, H.
+        num_layers: of the LSTM.
+        bidirectional: whether the LSTM reads in both directions.
+        proj_size: width of the LSTM's hidden state when it is projected; 0 for no projection.
         dropout: of the embedding, between layers, and before the linear layer.
         pooling: how one vector is made of all steps, see :func:`pool`.
 
@@ -55,20 +58,24 @@ class SequenceClassifier(nn.Module):
         pooling: Pooling = "last",
     ) -> None:
         super().__init__()
+        at_least("num_symbols", num_symbols, 1)
+        at_least("num_classes", num_classes, 1)
+        one_of("pooling", pooling, get_args(Pooling))
+        share("dropout", dropout)
         spec = LSTMSpec(
             embedding_size,
             hidden_size,
             num_layers,
             batch_first=True,
-            dropout=share("dropout", dropout) if num_layers != 1 else 0.0,  # with one layer nn.LSTM only warns
+            dropout=dropout if num_layers != 1 else 0.0,  # with one layer nn.LSTM only warns
             bidirectional=bidirectional,
             proj_size=proj_size,
         )
-        self.pooling = _known(pooling)
-        self.embedding = nn.Embedding(at_least("num_symbols", num_symbols, 1), embedding_size, padding_idx=0)
+        self.pooling = pooling
+        self.embedding = nn.Embedding(num_symbols, embedding_size, padding_idx=0)
         self.lstm = init_lstm_(spec.build())
-        self.dropout = nn.Dropout(share("dropout", dropout))
-        self.readout = nn.Linear(spec.num_directions * spec.hidden_width, at_least("num_classes", num_classes, 1))
+        self.dropout = nn.Dropout(dropout)
+        self.readout = nn.Linear(spec.num_directions * spec.hidden_width, num_classes)
 
     def forward(self, symbols: Tensor, lengths: Tensor) -> Tensor:
         """Scores of the classes, before softmax.
@@ -104,11 +111,15 @@ def pool(output: Tensor, lengths: Tensor, how: Pooling, *, bidirectional: bool) 
         (N, D·H_out).
 
     Raises:
-        TypeError, ValueError: ``how`` is unknown, or the output or the lengths are of another kind, or do not fit.
+        TypeError, ValueError: ``how`` is unknown, ``bidirectional`` no bool, or the output or the lengths are of
+            another kind, or do not fit.
     """
+    require_flag("bidirectional", bidirectional)
     _, lengths = steps_of(output, lengths, batch_first=True)
     require_even(output.shape[2] if bidirectional else 0)
-    if _known(how) == "last":  # as last_valid_step, with a gather, which an exporter does not fix to this batch's size
+    if (
+        one_of("how", how, get_args(Pooling)) == "last"
+    ):  # as last_valid_step, with a gather, which an exporter does not fix to this batch's size
         at = (lengths.to(output.device) - 1)[:, None, None].expand(-1, 1, output.shape[2])
         ends = output.gather(1, at)[:, 0]
         half = output.shape[2] // 2
@@ -117,12 +128,6 @@ def pool(output: Tensor, lengths: Tensor, how: Pooling, *, bidirectional: bool) 
     if how == "mean":
         return masked_mean(output, mask, dim=1)
     return torch.where(mask[..., None], output, -math.inf).amax(1)
-
-
-def _known(pooling: Pooling) -> Pooling:
-    if pooling not in tuple(get_args(Pooling)):
-        raise ValueError(f"pooling must be one of {', '.join(map(repr, get_args(Pooling)))}, got {pooling!r}")
-    return pooling
 
 
 class ResidualLSTM(nn.Module):
@@ -174,10 +179,8 @@ class ResidualLSTM(nn.Module):
     ) -> None:
         super().__init__()
         spec = LSTMSpec(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        if not isinstance(residual, bool):
-            raise TypeError(f"residual must be True or False, got {residual!r} of type {type(residual).__name__}")
-        if norm not in get_args(Norm):
-            raise ValueError(f"norm must be one of {', '.join(map(repr, get_args(Norm)))}, got {norm!r}")
+        require_flag("residual", residual)
+        one_of("norm", norm, get_args(Norm))
         self.__dict__.update(spec.as_dict())  # batch_first and the like, which those who take an nn.LSTM read
         self.spec, self.residual, self.norm = spec, residual, norm
         width = spec.num_directions * spec.hidden_width
@@ -212,7 +215,10 @@ class ResidualLSTM(nn.Module):
         Raises:
             ValueError, RuntimeError: a state has another shape, or the layers do not take the input.
         """
-        states = self._by_layer(input, hx)
+        check_states(self, input, hx)
+        states: list[States] | list[None] = [None] * self.spec.num_layers
+        if hx is not None:
+            states = list(zip(*(torch.split(state, self.spec.num_directions) for state in hx), strict=True))
         x, finals = input, []
         for number, layer in enumerate(self.layers):
             read = _map(self.norms[number - 1], x) if self.norm == "pre" and number else x
@@ -225,20 +231,6 @@ class ResidualLSTM(nn.Module):
             x = _map(self.norms[number], y) if self.norm == "post" else y
         h_n, c_n = (torch.cat(parts) for parts in zip(*finals, strict=True))
         return x, (h_n, c_n)
-
-    def _by_layer(self, input: Steps, hx: States | None) -> list[States] | list[None]:
-        """The initial states of each layer, refused when they are not those of the whole stack."""
-        if hx is None:
-            return [None] * self.spec.num_layers
-        if isinstance(input, PackedSequence):
-            rows = [int(input.batch_sizes[0])]
-        else:
-            rows = [input.shape[0 if self.spec.batch_first else 1]] if input.dim() == 3 else []
-        spec = self.spec
-        for name, state, width in zip(("h_0", "c_0"), hx, (spec.hidden_width, spec.hidden_size), strict=True):
-            if state.shape != (expected := (spec.num_directions * spec.num_layers, *rows, width)):
-                raise ValueError(f"{name} must have the shape {expected} of all layers, got {tuple(state.shape)}")
-        return list(zip(*(torch.split(state, spec.num_directions) for state in hx), strict=True))
 
 
 def _data(x: Steps) -> Tensor:

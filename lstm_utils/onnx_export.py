@@ -8,11 +8,7 @@ Runtime.
 
 from __future__ import annotations
 
-import importlib
 import io
-import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lstm_utils.arguments import positive, require, require_flag, require_module
-from lstm_utils.files import whole_file, write_whole
-from lstm_utils.onnx_trials import Axes, Shape, Trial, as_in_file, compare, free_shape, quiet, run_trials
+from lstm_utils.files import write_whole
+from lstm_utils.onnx_calls import as_in_file
+from lstm_utils.onnx_files import QuantizationReport, load, quantize_onnx, session
+from lstm_utils.onnx_trials import Axes, Shape, Trial, compare, free_shape, quiet, run_trials
+
+__all__ = ["ExportReport", "QuantizationReport", "export_onnx", "quantize_onnx"]
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,6 @@ class ExportReport:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class QuantizationReport:
-    """A file that was quantized: LSTM nodes replaced and left, its bytes, the largest difference to the source."""
-
-    path: Path
-    replaced: int
-    left: int
-    nbytes: int
-    max_error: float
-
-
 def export_onnx(
     model: nn.Module,
     example: Tensor | Sequence[Tensor],
@@ -86,7 +74,7 @@ def export_onnx(
             out, a single input begins with batch and time, as the LSTMs' ``batch_first`` says.
         states: for an LSTM, take h_0 and c_0 as inputs: a stream can then be run piece by piece.
         lengths: for an LSTM, take the rows' lengths as an input, as ``run_packed`` does: padding is not read.
-        output_names: nested outputs are flattened. An LSTM's are output, h_n, c_n.
+        output_names: one for each output, nested ones flattened. Left out, an LSTM's are output, h_n, c_n.
         tolerance: the largest difference allowed, relative to 1 + |value|; float16 needs more.
 
     Raises:
@@ -95,6 +83,7 @@ def export_onnx(
             fit; the message says what would do.
         RuntimeError: the exporter failed, or the file computes something other than the model.
         FileNotFoundError: the folder of ``path`` does not exist.
+        IsADirectoryError: ``path`` is a folder.
         ImportError: onnx or onnxruntime is missing.
 
     Source: https://onnx.ai/onnx/operators/onnx__LSTM.html
@@ -104,7 +93,12 @@ def export_onnx(
     require_flag("states", states)
     require_flag("lengths", lengths)
     positive("tolerance", tolerance)
-    onnx, path = _load("onnx"), Path(path)
+    require("output_names", output_names, list | tuple, "a list of names")
+    for number, name in enumerate(output_names):
+        require(f"output_names[{number}]", name, str, "a name")
+    onnx, path = load("onnx"), Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it, or name another")
     _refuse(model)
@@ -125,69 +119,12 @@ def export_onnx(
     if nodes["LSTM"] != trials[0].layers:
         ran = f"the file has {nodes['LSTM']} LSTM nodes, and {trials[0].layers} layers ran"
         raise RuntimeError(f"{ran}; a layer whose result is not used is cut away, so take it out of the model")
-    session = _session(content)
-    worst = max(compare(partial(session.run, None), trial, tolerance) for trial in trials)
+    running = session(content)
+    worst = max(compare(partial(running.run, None), trial, tolerance) for trial in trials)
     if declared != takes | gives:
         raise RuntimeError(f"the file declares the shapes {declared}, and the model's are {takes | gives}")
     write_whole(path, content)
     return ExportReport(path, takes, gives, dict(nodes), tuple(map(str, trials)), worst, len(content))
-
-
-def quantize_onnx(
-    source: Path | str, target: Path | str, *, example: Sequence[Tensor] = (), per_channel: bool = False
-) -> QuantizationReport:
-    """Write a file with int8 weights, by ONNX Runtime's dynamic quantization, and never one in which no LSTM changed.
-
-    The file is prepared first: ONNX Runtime replaces an LSTM only where its weights stand in the file as constants, and
-    passes over any other in silence. Weights get 7 bits of the 8 (``reduce_range``), since processors without an int8
-    dot product add pairs of products in 16 bits, which 8 would overflow.
-
-    Args:
-        source: a float file, from any exporter.
-        target: of the new one. What stands there stays until the new file has run.
-        example: inputs to compare both files on, in order; made up from the declared shapes when left out.
-        per_channel: one scale for each row of a weight instead of one for all.
-
-    Raises:
-        TypeError: a path is neither a text nor a path.
-        RuntimeError: no LSTM was replaced, or what the new file computes is not finite.
-        FileNotFoundError: there is no ``source``, or no folder for ``target``.
-        ImportError: onnx or onnxruntime is missing.
-
-    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
-    """
-    require("source", source, str | Path, "a path")
-    onnx, quantization = _load("onnx"), _load("onnxruntime.quantization")
-    prepare = _load("onnxruntime.quantization.shape_inference").quant_pre_process
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"there is no file {str(source)!r}")
-    with whole_file(target) as half, tempfile.TemporaryDirectory() as folder:
-        with quiet():
-            prepare(str(source), ready := f"{folder}/ready.onnx")
-            quantization.quantize_dynamic(ready, str(half), per_channel=per_channel, reduce_range=True)
-        nodes = Counter(node.op_type for node in onnx.load(half).graph.node)
-        if not (replaced := nodes["DynamicQuantizeLSTM"]):
-            found = f"no LSTM in {str(source)!r} was quantized; it has {nodes['LSTM']} LSTM nodes"
-            raise RuntimeError(f"{found}, whose weights must be float32 constants, as export_onnx writes them")
-        before, after = _session(str(source)), _session(str(half))
-        takes = before.get_inputs()
-        values = [tensor.numpy() for tensor in example] or [_made_up(value) for value in takes]
-        feed = {value.name: array for value, array in zip(takes, values, strict=True)}
-        runs = zip(before.run(None, feed), after.run(None, feed), strict=True)
-        with np.errstate(invalid="ignore"):
-            error = max(float(np.abs(new - old).max()) for old, new in runs)
-        if not math.isfinite(error):
-            raise RuntimeError(f"quantized, {str(source)!r} computes numbers that are not finite")
-        nbytes = half.stat().st_size
-    return QuantizationReport(Path(target), replaced, nodes["LSTM"], nbytes, error)
-
-
-def _load(name: str) -> Any:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from its import on, ONNX Runtime sends messages otherwise
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f'{name} is missing: pip install "lstm-utils[notebooks]"') from error
 
 
 def _refuse(model: nn.Module) -> None:
@@ -229,18 +166,3 @@ def _exported(model: nn.Module, trial: Trial, shapes: dict[str, Shape]) -> bytes
             first = str(error).partition("\n")[0]
             raise RuntimeError(f"torch.onnx.export failed, {type(error).__name__}: {first}") from error
     return buffer.getvalue()
-
-
-def _session(file: str | bytes) -> Any:
-    onnxruntime = _load("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised; the log would say it a second time
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-def _made_up(value: Any) -> Any:
-    """An input for a file whose author is not there: normal numbers, and ones for tokens and lengths."""
-    shape = [size if isinstance(size, int) else 3 for size in value.shape]
-    numbers = np.random.default_rng(0).normal(size=shape) if value.type == "tensor(float)" else np.ones(shape)
-    return numbers.astype(np.float32 if value.type == "tensor(float)" else np.int64)

@@ -1,25 +1,19 @@
-"""One model at several sizes: how it is called, inputs drawn like an example, and a comparison of what comes out."""
+"""One model at several sizes: inputs drawn like an example, and a comparison of what comes out."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-
-from lstm_utils.projection import FoldedProjection
-from lstm_utils.sequences import run_packed
-from lstm_utils.spec import LSTMSpec
 
 LENGTHS = "lengths"
 # The names of an input's axes, from the first on, None where the size is fixed; or LENGTHS: N integers from 1 to T.
@@ -57,22 +51,6 @@ class Trial:
 
     def __str__(self) -> str:
         return ", ".join(f"{axis}={size}" for axis, size in self.sizes.items())
-
-
-def as_in_file(
-    model: nn.Module,
-    example: Tensor | Sequence[Tensor],
-    dynamic: Sequence[Axes] | None,
-    states: bool,
-    lengths: bool,
-    output_names: Sequence[str],
-) -> tuple[nn.Module, dict[str, Tensor], dict[str, Axes], Sequence[str]]:
-    """What to call, its inputs and their axes by name, and the names of its outputs; arguments as ``export_onnx``."""
-    if isinstance(model, nn.LSTM | FoldedProjection):
-        return *_flat(model, example, dynamic, states, lengths), ("output", "h_n", "c_n")
-    if states or lengths:
-        raise ValueError("states and lengths are for an LSTM alone; a model takes them as arguments of its forward")
-    return model, *_named(model, example, dynamic), output_names
 
 
 def run_trials(
@@ -139,63 +117,15 @@ def compare(run: Callable[[dict[str, Any]], Sequence[Any]], trial: Trial, tolera
     return worst
 
 
-class _Flat(nn.Module):
-    """An LSTM called as a file is: its lengths and states are inputs like any other."""
-
-    def __init__(self, lstm: nn.LSTM | FoldedProjection, lengths: bool) -> None:
-        super().__init__()
-        self.lstm, self.lengths = lstm, lengths
-        self.eval()  # as the LSTM is: the exporter puts every mode back as it finds it here
-
-    def forward(self, input: Tensor, *more: Tensor) -> Any:
-        hx = (more[-2], more[-1]) if len(more) > 1 else None
-        return run_packed(cast("nn.LSTM", self.lstm), input, more[0], hx) if self.lengths else self.lstm(input, hx)
-
-
-def _flat(
-    lstm: nn.LSTM | FoldedProjection, example: Any, dynamic: Any, states: bool, lengths: bool
-) -> tuple[nn.Module, dict[str, Tensor], dict[str, Axes]]:
-    """What to call for an LSTM, its inputs by name, and their axes."""
-    if not isinstance(example, Tensor) or example.dim() != 3 or dynamic is not None:
-        got = f"a {type(example).__name__} of shape {tuple(getattr(example, 'shape', ()))}, dynamic={dynamic!r}"
-        wants = "an LSTM takes one padded 3-D batch as its example, and frees both batch and time"
-        raise ValueError(f"{wants}; states=True and lengths=True add inputs. Got {got}")
-    spec = LSTMSpec.from_module(cast("nn.LSTM", lstm))
-    layout = ("N", "T") if lstm.batch_first else ("T", "N")
-    sizes = dict(zip(layout, example.shape, strict=False))
-    inputs: dict[str, Tensor] = {"input": example}
-    axes: dict[str, Axes] = {"input": layout}
-    if lengths:
-        inputs[LENGTHS], axes[LENGTHS] = torch.full((sizes["N"],), sizes["T"]), LENGTHS
-    if states:
-        for name, shape in zip(("h_0", "c_0"), spec.shapes(sizes["T"], sizes["N"])[2:], strict=True):
-            values = torch.linspace(-1, 1, math.prod(shape), dtype=example.dtype)
-            inputs[name], axes[name] = values.view(shape), (None, "N")
-    return _Flat(lstm, lengths), inputs, axes
-
-
-def _named(model: nn.Module, example: Any, dynamic: Any) -> tuple[dict[str, Tensor], dict[str, Axes]]:
-    """A model's inputs by name, and their axes."""
-    tensors = [example] if isinstance(example, Tensor) else list(example)
-    layouts = {module.batch_first for module in model.modules() if isinstance(module, nn.LSTM)}
-    if dynamic is None and len(tensors) == len(layouts) == 1:
-        dynamic = [("N", "T") if layouts == {True} else ("T", "N")]
-    names = list(inspect.signature(model.forward).parameters)[: len(tensors)]
-    if dynamic is None or not len(dynamic) == len(tensors) == len(names):
-        wants = (
-            'dynamic needs the free axes of every input, such as [("N", "T"), "lengths"], and forward a name for each'
-        )
-        raise ValueError(f"{wants}; got {dynamic!r} for {len(tensors)} inputs, of which forward names {names}")
-    return dict(zip(names, tensors, strict=True)), dict(zip(names, dynamic, strict=True))
-
-
 def _draws(
     example: Mapping[str, Tensor], axes: Mapping[str, Axes]
 ) -> Iterator[tuple[Mapping[str, int], Mapping[str, Tensor]]]:
     sizes: dict[str, int] = {}
     for name, tensor in example.items():
+        if not tensor.numel():
+            raise ValueError(f"the example of {name} has no entry to draw others from, got {tuple(tensor.shape)}")
         names = ("N",) if axes[name] == LENGTHS else axes[name]
-        if isinstance(names, str) or len(names) > tensor.dim():
+        if not isinstance(names, list | tuple) or len(names) > tensor.dim():
             raise ValueError(f"the axes of {name}, of shape {tuple(tensor.shape)}, cannot be {names!r}")
         for size, axis in zip(tensor.shape, names, strict=False):
             if axis is not None and sizes.setdefault(axis, size) != size:
@@ -235,6 +165,8 @@ def _run(model: nn.Module, sizes: Mapping[str, int], inputs: Mapping[str, Tensor
     names = names or ["output", *(f"output_{k}" for k in range(1, len(outputs)))]
     if len(names) != len(outputs):
         raise ValueError(f"there are {len(outputs)} outputs, and {len(names)} output_names: {list(names)}")
+    if len({*names, *inputs}) < len(names) + len(inputs) or "" in names:
+        raise ValueError(f"output_names must differ, from one another and from {list(inputs)}, got {list(names)}")
     return Trial(sizes, inputs, dict(zip(names, outputs, strict=True)), sum(layers))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -9,6 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
+
+from lstm_utils.arguments import require
 
 GATES = ("i", "f", "g", "o")
 GATE_NAMES = {"i": "input gate", "f": "forget gate", "g": "candidate", "o": "output gate"}
@@ -34,12 +38,26 @@ def plot_traces(
         title: what the figure says.
 
     Raises:
-        ValueError: a quantity, or ``shaded``, does not have one value for each label.
+        TypeError: ``panels``, or one of them, is no mapping, or another argument has another type.
+        ValueError: there is no panel or no label; a quantity, or ``shaded``, does not have one value for each label; or
+            a panel has more than two quantities that are no gate.
     """
+    require("panels", panels, Mapping, "a mapping of panels")
+    require("labels", labels, Sequence, "a text for each step")
+    require("title", title, str, "a text")
+    if not panels or not labels:
+        raise ValueError(f"there must be a panel and a step, got {panels!r} and {labels!r}")
+    for panel, series in panels.items():
+        require(f"panels[{panel!r}]", series, Mapping, "a mapping of names to values")
+        if len(others := [name for name in series if name not in GATES]) > 2:
+            raise ValueError(f"the panel {panel!r} has room for two quantities that are no gate, got {others}")
     steps = np.arange(len(labels))
     for name, values in [("shaded", shaded), *(item for series in panels.values() for item in series.items())]:
         if (shape := np.asarray(values).shape) != steps.shape:
-            raise ValueError(f"{name} has the shape {shape}, and there are {len(labels)} labels")
+            got = f"{reprlib.repr(values)} for {reprlib.repr(labels)}"
+            raise ValueError(f"{name} has the shape {shape}, and there are {len(labels)} labels: {got}")
+        if np.asarray(values).dtype.kind not in "biuf":
+            raise TypeError(f"{name} must hold real numbers, got {np.asarray(values).dtype}: {reprlib.repr(values)}")
     figure, axes = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.6, 0.9 + 1.35 * len(panels)))
     for axis, (label, series) in zip(axes[:, 0], panels.items(), strict=True):
         for step in steps[np.asarray(shaded, dtype=bool)]:
@@ -69,9 +87,18 @@ def plot_seeds(axis: Axes, x: Sequence[float], runs: np.ndarray, label: str, **s
         style: passed on to ``Axes.plot`` for the median.
 
     Raises:
-        ValueError: ``runs`` is not (seeds, points).
+        TypeError: ``axis`` is none of matplotlib's, ``x`` or ``runs`` hold no real numbers, or ``label`` is no text.
+        ValueError: ``runs`` is not (seeds, points) with at least one seed.
     """
-    if runs.ndim != 2 or runs.shape[1] != len(x):
-        raise ValueError(f"runs must be (seeds, {len(x)}), got {runs.shape}")
+    require("axis", axis, Axes, "the Axes to draw on")
+    require("x", x, Sequence | np.ndarray | Tensor, "one number for each point")
+    require("runs", runs, np.ndarray | Tensor, "an array, one row a seed")
+    require("label", label, str, "a text")
+    positions, values = np.asarray(x), np.asarray(runs)
+    for name, array in (("x", positions), ("runs", values)):
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must hold real numbers, got {array.dtype}: {reprlib.repr(array)}")
+    if positions.ndim != 1 or values.ndim != 2 or values.shape[1:] != positions.shape or not len(values):
+        raise ValueError(f"runs must be (seeds, {positions.size}), got {values.shape} for x {positions.shape}")
     (line,) = axis.plot(x, np.median(runs, axis=0), label=label, **style)  # type: ignore[arg-type]
     axis.plot(np.tile(x, (len(runs), 1)).T, runs.T, "o", color=line.get_color(), alpha=0.35, markersize=4)

@@ -55,7 +55,9 @@ class FoldedProjection(nn.Module):
         self.lstm.load_state_dict(weights)
         self.train(lstm.training)
         self.register_buffer("down", torch.stack([matrix.T for matrix in matrices]))  # (D·L, H, P), as the rows of h_n
-        self.register_buffer("up", torch.linalg.pinv(self.down))  # (D·L, P, H): an m with W_hr·m = h_0
+        wide = torch.promote_types(self.down.dtype, torch.float32)  # torch has no pseudo-inverse in half precision
+        up = torch.linalg.pinv(self.down.to(wide)).to(self.down.dtype)
+        self.register_buffer("up", up)  # (D·L, P, H): an m with W_hr·m = h_0
         self.register_buffer("top", _block_diag(list(self.down[-directions:])))  # (D·H, D·P)
 
     def forward(self, input: Any, hx: States | None = None) -> tuple[Any, States]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ def quantize_lstm(
         TypeError: ``model`` is no module, ``also`` no tuple or list of types, or ``per_channel`` no bool.
         NothingQuantizedError: there is no ``nn.LSTM`` in the model, or torch left one as it was.
         ValueError: an LSTM has what the quantized one lacks (a projection, no biases, a subclass's own ways), or its
-            parameters are not float32 on a CPU; or ``dtype``, ``also`` and ``per_channel`` ask for what does not exist.
+            parameters are not float32 on a CPU; a weight is nan, infinite or too large for float16; or ``dtype``,
+            ``also`` and ``per_channel`` ask for what does not exist.
         RuntimeError: this build of torch has no engine for quantized operators.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.ao.nn.quantized.dynamic.LSTM.html
@@ -71,6 +73,7 @@ def quantize_lstm(
     if per_channel and dtype != torch.qint8:
         raise ValueError(f"per_channel=True needs dtype=torch.qint8, whose weights have scales; got {dtype}")
     _check_lstms(model)
+    _check_numbers(model, (nn.LSTM, *also), torch.finfo(dtype).max if dtype == torch.float16 else math.inf)
     config = ao.float16_dynamic_qconfig if dtype == torch.float16 else ao.default_dynamic_qconfig
     config = ao.per_channel_dynamic_qconfig if per_channel else config
     # Only what has a parent is replaced: so a bare LSTM gets one.
@@ -131,6 +134,15 @@ def _check_lstms(model: nn.Module) -> None:
                 raise ValueError(f"{which} has parameters of {got}, and needs float32 on cpu: model.cpu().float()")
 
 
+def _check_numbers(model: nn.Module, kinds: tuple[type[nn.Module], ...], most: float) -> None:
+    """Refuse numbers that have no quantized counterpart; torch takes nan for some number, in silence."""
+    for name, module in model.named_modules():
+        for parameter, values in module.named_parameters(recurse=False) if isinstance(module, kinds) else ():
+            if not bool((fits := values.isfinite() & (values.abs() <= most)).all()):
+                limit = "finite" if math.isinf(most) else f"finite, and at most {most:g} in size for torch.float16"
+                raise ValueError(f"{parameter} of {_names([name])} must be {limit}, got {values[~fits][0].item():g}")
+
+
 def _names(names: list[str]) -> str:
     return ", ".join(repr(name) if name else "the model itself" for name in names)
 
@@ -154,7 +166,8 @@ class ErrorReport:
     Args:
         max_abs: the largest difference of one number.
         mean_abs: the mean of the absolute differences.
-        relative: the root of the mean squared difference, over the standard deviation of the float results.
+        relative: the root of the mean squared difference, over the standard deviation of the float results; 0 where
+            there is no difference.
     """
 
     max_abs: float
@@ -192,7 +205,8 @@ def error_report(model: nn.Module, quantized: nn.Module, inputs: Any) -> ErrorRe
     truth, guess = (torch.cat([tensor.double().flatten() for tensor in side]) for side in (expected, found))
     off = (guess - truth).abs()
     spread = truth.std(correction=0)
-    return ErrorReport(off.max().item(), off.mean().item(), (off.square().mean().sqrt() / spread).item())
+    relative = (off.square().mean().sqrt() / spread).item() if bool(off.any()) else 0.0  # not 0/0 for a constant
+    return ErrorReport(off.max().item(), off.mean().item(), relative)
 
 
 def _cast(inputs: Any, model: nn.Module) -> Any:

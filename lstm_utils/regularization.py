@@ -46,10 +46,13 @@ class LockedDropout(nn.Module):
             the same kind and shape.
 
         Raises:
-            TypeError: it is neither a tensor nor packed.
+            TypeError: it is neither a tensor nor packed, or holds no floats.
             ValueError: the tensor has neither two nor three dimensions.
         """
         require("x", x, Tensor | PackedSequence, "a tensor or a PackedSequence")
+        if not (x.data if isinstance(x, PackedSequence) else x).is_floating_point():
+            got = x.data.dtype if isinstance(x, PackedSequence) else x.dtype
+            raise TypeError(f"x must hold floats, which can be scaled by 1/(1-p), got {got}; drop after the embedding")
         if not self.training or self.p == 0:
             return x
         if isinstance(x, PackedSequence):  # its rows are those of step 0, then of step 1, ..., the longest ones first

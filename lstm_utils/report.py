@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lstm_utils.arguments import require
 from lstm_utils.files import write_whole
 
 BASE = "eager fp32"  # the runtime that all others are compared with
@@ -31,10 +32,12 @@ def save_record(path: Path | str, record: Mapping[str, Any]) -> Path:
         record: see ``report.schema.json``, ``record``.
 
     Raises:
+        TypeError: ``path`` is neither a text nor a path.
         ReportError: it is not as the schema says, or contradicts itself.
-        FileNotFoundError: the folder does not exist.
+        OSError: the folder does not exist, or ``path`` is one.
         ModuleNotFoundError: jsonschema is not installed.
     """
+    require("path", path, str | Path, "a path")
     path = Path(path)
     write_whole(path, as_json(check_record(record, path.name)))
     return path
@@ -48,8 +51,10 @@ def check_record(record: object, name: str) -> dict[str, Any]:
         name: what an error calls it: the file.
 
     Raises:
+        TypeError: ``name`` is no text.
         ReportError: it is not as the schema says, or contradicts itself.
     """
+    require("name", name, str, "a text")
     return _checked(record, "record", name)
 
 
@@ -130,7 +135,7 @@ def _checked(value: object, kind: str, name: str) -> dict[str, Any]:
     """The value as JSON reads it back; or an error that says where it departs from the schema, or from itself."""
     try:
         plain = json.loads(json.dumps(value))
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:  # the latter two where it holds itself
         raise ReportError(f"{name}: {error}; a record holds numbers, texts, lists and mappings") from error
     if problem := _departure(plain, kind) or next(_contradictions(plain, kind), None):
         raise ReportError(f"{name}: {problem}")

@@ -41,9 +41,8 @@ def save_results(
     Raises:
         FileNotFoundError: the folder does not exist.
         ValueError: a number is infinite or not a number, which JSON cannot hold, one is called "hardware", which would
-            hide the description, or ``name`` is no file name.
+            hide the description, ``name`` is no file name, or there is no such device.
         TypeError: a value is none of the kinds above.
-        RuntimeError: torch knows no such device.
     """
     require("name", name, str, "the name of a chapter")
     require("numbers", numbers, Mapping, "a mapping of names to numbers")

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch.utils.benchmark import Timer
 
+from lstm_utils.arguments import as_device, at_least, one_of, require
 from lstm_utils.spec import LSTMSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -62,7 +63,12 @@ def recurrent_work(spec: LSTMSpec, seq_len: int, batch_size: int = 1, precision:
         seq_len: T, time steps.
         batch_size: N.
         precision: of the weights: "float32", "bfloat16" or "int8".
+
+    Raises:
+        TypeError: ``spec`` is no :class:`~lstm_utils.spec.LSTMSpec`.
+        ValueError: a size is no integer of at least 1, or the precision is another.
     """
+    _check_call(spec, seq_len, batch_size)
     weights = _weights(spec, "weight_hh", "weight_hr")
     return Work(2 * weights * seq_len * batch_size, weights * seq_len * _dtype(precision).itemsize)
 
@@ -71,7 +77,11 @@ def input_work(spec: LSTMSpec, seq_len: int, batch_size: int = 1, precision: str
     """The part that is known beforehand: one product for all steps, so its weights are read once; arguments as above.
 
     The bytes of every layer's input and output, float32 in any precision, are counted here.
+
+    Raises:
+        TypeError, ValueError: as above.
     """
+    _check_call(spec, seq_len, batch_size)
     weights = _weights(spec, "weight_ih")
     width = sum(spec.layer_input_size(layer) for layer in range(spec.num_layers))
     width += spec.num_layers * spec.num_directions * spec.hidden_width
@@ -80,9 +90,19 @@ def input_work(spec: LSTMSpec, seq_len: int, batch_size: int = 1, precision: str
 
 
 def lstm_work(spec: LSTMSpec, seq_len: int, batch_size: int = 1, precision: str = "float32") -> Work:
-    """The whole call; its ``flops`` are ``spec.flops(seq_len, batch_size)``. Arguments as above."""
+    """The whole call; its ``flops`` are ``spec.flops(seq_len, batch_size)``. Arguments as above.
+
+    Raises:
+        TypeError, ValueError: as above.
+    """
     recurrent = recurrent_work(spec, seq_len, batch_size, precision)
     return input_work(spec, seq_len, batch_size, precision) + recurrent
+
+
+def _check_call(spec: LSTMSpec, seq_len: int, batch_size: int) -> None:
+    require("spec", spec, LSTMSpec, "an LSTMSpec")
+    at_least("seq_len", seq_len, 1)
+    at_least("batch_size", batch_size, 1)
 
 
 def _weights(spec: LSTMSpec, *kinds: str) -> int:
@@ -91,9 +111,7 @@ def _weights(spec: LSTMSpec, *kinds: str) -> int:
 
 
 def _dtype(precision: str) -> torch.dtype:
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
-    return DTYPES[precision]
+    return DTYPES[one_of("precision", precision, DTYPES)]
 
 
 @dataclass(frozen=True)
@@ -160,8 +178,16 @@ def measure_roofline(
             again at every step. Which cache it is depends on the size and the machine.
         memory_bytes: size of the arrays for the bandwidth of the memory; beyond every cache.
         rounds: how many rounds.
+
+    Raises:
+        TypeError: ``device`` is neither a device nor the name of one.
+        ValueError: torch knows no such device, or a number is no integer of at least 1; arrays take 4 bytes or more.
     """
-    device = torch.device(device)
+    device = as_device("device", device)
+    at_least("num_threads", num_threads, 1)
+    at_least("rounds", rounds, 1)
+    cache_bytes = at_least("cache_bytes", cache_bytes, 4)
+    memory_bytes = at_least("memory_bytes", memory_bytes, 4)
     # A product of 128 keeps few lanes of a GPU busy, and one of 4096 keeps a CPU busy for seconds.
     sizes = (256, 512, 1024) if device.type == "cpu" else (1024, 2048, 4096)
     flops: dict[str, float | None] = {"float32": max(_gemm(device, n, "float32", num_threads, rounds) for n in sizes)}

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lstm_utils import other_runtimes, torch_runtimes
+from lstm_utils.arguments import at_least, require, require_tensor
 from lstm_utils.torch_runtimes import Artefact, Order, UnavailableError, operators
 
 __all__ = ["RUNTIMES", "NotRun", "Runtime", "cold_start", "operators", "prepare"]
@@ -92,14 +93,23 @@ def prepare(name: str, lstm: nn.LSTM, example: Tensor, folder: Path | str, num_t
 
     Raises:
         KeyError: there is no such runtime.
-        ValueError: the LSTM or the example is another than described.
+        TypeError: the example is no tensor, or ``folder`` neither a text nor a path.
+        ValueError: the LSTM or the example is another than described, or ``num_threads`` no integer of at least 1.
+        FileNotFoundError: there is no such folder.
     """
-    if name not in RUNTIMES:
+    require_tensor("example", example)
+    require("folder", folder, str | Path, "a path")
+    at_least("num_threads", num_threads, 1)
+    if name not in tuple(RUNTIMES):
         raise KeyError(f"no runtime {name!r}; the known ones are {', '.join(RUNTIMES)}")
     if not isinstance(lstm, nn.LSTM) or lstm.batch_first or lstm.training or lstm.weight_ih_l0.dtype != torch.float32:
         raise ValueError(f"expected a float32 nn.LSTM, time first and in eval mode, got {lstm}")
-    if example.dim() != 3 or example.shape[2] != lstm.input_size:
+    if example.dim() != 3 or example.shape[2] != lstm.input_size or not example.numel():
         raise ValueError(f"expected an example of shape (T, N, {lstm.input_size}), got {tuple(example.shape)}")
+    if example.dtype != torch.float32:
+        raise ValueError(f"expected an example of float32, as the LSTM is, got {example.dtype}")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"the folder {str(folder)!r} does not exist; create it, or name another")
     precision, build = RUNTIMES[name]
     start = time.perf_counter()
     try:
@@ -121,8 +131,12 @@ def cold_start(runtime: Runtime, rounds: int = 3) -> float:
     """Seconds from starting a fresh Python process to the first result: imports, loading, a call. Median of rounds.
 
     Raises:
+        TypeError: it is no runtime that :func:`prepare` made.
+        ValueError: ``rounds`` is no integer of at least 1.
         RuntimeError: the process failed; the message ends with its error.
     """
+    require("runtime", runtime, Runtime, "a Runtime, as prepare returns it where it runs")
+    at_least("rounds", rounds, 1)
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()

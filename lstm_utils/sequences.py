@@ -125,7 +125,9 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         dim: the dimension of the steps, for one mean a sequence; all real steps count alike when left out.
 
     Returns:
-        a scalar, or with ``dim`` the values' shape without that dimension.
+        a scalar, or with ``dim`` the values' shape without that dimension; of integers and bools in PyTorch's default
+        dtype. float16 and bfloat16 are added up in float32; what float32 itself cannot hold is inf, as in
+        ``torch.mean``.
 
     Raises:
         TypeError: the values are no tensor, or the mask is none of bool.
@@ -142,8 +144,14 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     count = mask.sum(dim)
     if not bool(count.all()):
         raise ValueError(f"the mask leaves no real step to average over: {tuple(mask.shape)}, {int(mask.sum())} True")
-    # Not values * mask, where nan * 0 is nan.
-    return torch.where(mask, values, 0).sum(dim) / count
+    if values.is_floating_point() or values.is_complex():
+        result, adds = values.dtype, torch.promote_types(values.dtype, torch.float32)
+    else:  # whose sum would wrap around; Apple's GPUs have no float64
+        result, adds = torch.get_default_dtype(), torch.float32 if values.device.type == "mps" else torch.float64
+    kept = torch.where(mask, values, 0)  # not values * mask, where nan * 0 is nan
+    if adds == values.dtype:  # apart, for an exporter would write down a cast that does nothing
+        return kept.sum(dim) / count
+    return (kept.sum(dim, dtype=adds) / count).to(result)
 
 
 class LengthBucketSampler(Sampler[list[int]]):

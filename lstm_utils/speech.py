@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import importlib.util
 import io
-import math
 import os
 import re
 import subprocess
@@ -26,10 +25,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lstm_utils.arguments import at_least, require
 from lstm_utils.datasets import read_data
 from lstm_utils.files import write_whole
+from lstm_utils.spectrum import FLOOR_DB, SAMPLE_RATE, log_mel
 
-SAMPLE_RATE, BANDS = 22_050, 80
 FIXTURE = "digits.npz"
 FORMAT = 1  # raised when the same seed defines other features
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -38,7 +38,7 @@ ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-
 UNSEEN_ACCENTS = ("en-gb-scotland", "en-029")
 # The noise in these voices differs from process to process, so no seed defines what they say.
 NOT_REPEATABLE = frozenset(("Alicia", "Demonic", "f2", "f3", "f5", "sandro", "victor", "whisper", "whisperf"))
-STEP_DB, FLOOR_DB = 2.0, -100.0  # features are stored as bytes, in steps of 2 dB from -100 dB on
+STEP_DB = 2.0  # features are stored as bytes, in steps of 2 dB from -100 dB on
 
 
 class SynthesizerError(RuntimeError):
@@ -90,11 +90,14 @@ def load_speech(number: int, folder: Path | str | None = None, seed: int = 0) ->
         seed: of texts, voices, accents and noise.
 
     Raises:
-        ValueError: ``number`` is below 1, or there is no synthesizer and ``seed`` is not 0.
+        TypeError: ``folder`` is neither a text nor a path.
+        ValueError: ``number`` is no integer of at least 1 or ``seed`` none of at least 0, or there is no synthesizer
+            and ``seed`` is not 0.
+        OSError: ``folder`` is a file, or cannot be made.
         SynthesizerError: the synthesizer failed.
     """
-    if number < 1:
-        raise ValueError(f"number must be at least 1, got {number}")
+    number, seed = at_least("number", number, 1), at_least("seed", seed, 0)
+    require("folder", folder, str | Path | None, "a path or None")
     if importlib.util.find_spec("espeakng_loader") is None:
         if seed:
             raise ValueError(f'seed={seed} needs the synthesizer: pip install "lstm-utils[speech]"; 0 is committed')
@@ -191,22 +194,6 @@ def synthesize(text: str, voice: str) -> npt.NDArray[np.float32]:
     if library.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, 1, None, None) or not said:
         raise SynthesizerError(f"eSpeak NG said nothing for {text!r}")
     return np.asarray(np.frombuffer(b"".join(said), np.int16) / 2**15, np.float32)
-
-
-@cache
-def mel_filters(bands: int = BANDS, bins: int = 513) -> Tensor:
-    """Triangular filters (bins, bands), evenly spaced on the mel scale from 0 Hz to half the sample rate."""
-    top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top, bands + 2, dtype=torch.float64) / 2595) - 1)
-    away = edges - torch.linspace(0, SAMPLE_RATE / 2, bins, dtype=torch.float64)[:, None]
-    rising, falling = -away[:, :-2] / edges.diff()[:-1], away[:, 2:] / edges.diff()[1:]
-    return torch.minimum(rising, falling).clamp(min=0).float()
-
-
-def log_mel(waveform: Tensor) -> Tensor:
-    """Log-mel spectrogram in dB, (samples,) → (T, 80): Hann windows of 25 ms, one every 20 ms."""
-    spectrum = torch.stft(waveform, 1024, 441, 551, torch.hann_window(551), return_complex=True).abs() ** 2
-    return 10 * (spectrum.T @ mel_filters()).clamp(min=10 ** (FLOOR_DB / 10)).log10()
 
 
 def noisy(samples: npt.NDArray[np.float32], decibels: float, random: np.random.Generator) -> npt.NDArray[np.float32]:

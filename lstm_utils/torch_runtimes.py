@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lstm_utils.arguments import require_callable
 from lstm_utils.roofline import has_bfloat16
 from lstm_utils.spec import LSTMSpec
 
@@ -73,7 +74,11 @@ def operators(call: Callable[[], object]) -> str:
     """The operators of PyTorch that do the work of a call: "1 × mkldnn_rnn_layer", or "33 × addmm" for a loop.
 
     Fused layers and matrix products are named, element-wise work is not.
+
+    Raises:
+        TypeError: ``call`` cannot be called.
     """
+    require_callable("call", call)
     with _Operators() as seen:
         call()
     return listed(seen.names)

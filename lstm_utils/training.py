@@ -95,6 +95,9 @@ def fit(
     require("batches", batches, Iterable, "a loader or a list")
     require_callable("loss_of", loss_of)
     require_callable("validate", validate)
+    require("optimizer", optimizer, Optimizer, "an optimizer over the model's parameters")
+    require("scheduler", scheduler, LRScheduler | None, "a scheduler of the optimizer, or None")
+    require("progress", progress, bool | None, "True, False or None")
     require_flag("maximize", maximize)
     clipper = GradientClipper(model, max_norm)
     if checkpoint:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lstm_utils import compare_times, hardware, measure, resolve_device
+from lstm_utils import compare_times, hardware, measure, memory, resolve_device
 from lstm_utils.measure import Ratio, Timings, peak_memory, saved_bytes
 
 # Devices ---------------------------------------------------------------------------------------------------------
@@ -274,13 +274,13 @@ def order_here(monkeypatch, capsys, device):
     """The number that the fresh process prints, in this process: coverage does not look into the other."""
     order = {"call": "seen.append(2)", "setup": "seen = [1]", "device": device, "num_threads": torch.get_num_threads()}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(order)))
-    measure._peak_of_order()
+    memory._peak_of_order()
     return int(capsys.readouterr().out)
 
 
 def test_an_order_is_carried_out(monkeypatch, capsys):
-    monkeypatch.setattr(measure, "_peak_resident", iter([100, 350]).__next__)
-    monkeypatch.setattr(measure, "Path", lambda _: Path("/nonexistent/clear_refs"))
+    monkeypatch.setattr(memory, "_peak_resident", iter([100, 350]).__next__)
+    monkeypatch.setattr(memory, "Path", lambda _: Path("/nonexistent/clear_refs"))
     assert order_here(monkeypatch, capsys, "cpu") == 250
 
 
@@ -304,7 +304,7 @@ def test_the_peak_is_read_where_the_system_has_it(monkeypatch, tmp_path, status,
     resource = pytest.importorskip("resource")
     if status is not None:
         (tmp_path / "status").write_text(status, encoding="utf-8")
-    monkeypatch.setattr(measure, "Path", lambda _: tmp_path / "status")
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "status")
     monkeypatch.setattr("sys.platform", system)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
-    assert measure._peak_resident() == expected
+    assert memory._peak_resident() == expected

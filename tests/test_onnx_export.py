@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 
@@ -109,6 +110,21 @@ def test_the_report_says_what_is_in_the_file(path):
     graph = onnx.load(path, load_external_data=False).graph
     assert report.nodes["LSTM"] == sum(node.op_type == "LSTM" for node in graph.node) == 2
     assert os.listdir(path.parent) == [path.name]  # one file, without external data
+
+
+@pytest.mark.parametrize("names", [("y", "h", "c"), ["a", "b", "c"]])
+def test_the_outputs_of_an_lstm_are_called_as_asked(path, names):
+    lstm, x = nn.LSTM(I, H).eval(), example()
+    report = export_onnx(lstm, x, path, output_names=names)
+    assert [value.name for value in onnx.load(path).graph.output] == list(report.outputs) == list(names)
+    assert_same(run(path, x), flat(lstm(x)))
+
+
+@pytest.mark.parametrize("names", [("y", "h"), ("y", "h", "h"), ("input", "h", "c"), ("", "h", "c")])
+def test_names_that_do_not_fit_the_outputs_are_refused(path, names):
+    with pytest.raises(ValueError, match=r"output_names.*" + re.escape(str(list(names)))):
+        export_onnx(nn.LSTM(I, H).eval(), example(), path, output_names=names)
+    assert not path.exists()
 
 
 def test_an_example_of_one_step_and_one_row_frees_both(path):

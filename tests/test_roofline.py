@@ -54,7 +54,7 @@ def test_counted_by_hand_with_layers_directions_and_a_projection():
 
 @pytest.mark.parametrize("count", [recurrent_work, input_work, lstm_work])
 def test_an_unknown_precision_is_refused(count):
-    with pytest.raises(ValueError, match=r"^precision must be one of float32, bfloat16, int8, got 'float16'$"):
+    with pytest.raises(ValueError, match=r"^precision must be one of 'float32', 'bfloat16', 'int8', got 'float16'$"):
         count(LSTMSpec(2, 3), 4, 1, "float16")
 
 

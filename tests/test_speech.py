@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from lstm_utils import speech
+from lstm_utils.spectrum import log_mel, mel_filters
 from lstm_utils.speech import (
     ACCENTS,
     NOT_REPEATABLE,
     UNSEEN_ACCENTS,
     SynthesizerError,
     load_speech,
-    log_mel,
-    mel_filters,
     noisy,
     pack,
     part_of,
@@ -66,7 +65,7 @@ def test_every_text_fits_into_its_frames():
 
 
 def test_a_number_below_one_is_refused():
-    with pytest.raises(ValueError, match="number must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="number must be an integer of at least 1, got 0"):
         load_speech(0)
 
 
