@@ -150,6 +150,7 @@ def quantize_onnx(
 
     Raises:
         TypeError: a path is neither a text nor a path.
+        ValueError: ``source`` is damaged, or no ONNX file.
         RuntimeError: no LSTM was replaced, or what the new file computes is not finite.
         FileNotFoundError: there is no ``source``, or no folder for ``target``.
         ImportError: onnx or onnxruntime is missing.
@@ -161,6 +162,12 @@ def quantize_onnx(
     prepare = _load("onnxruntime.quantization.shape_inference").quant_pre_process
     if not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {str(source)!r}")
+    try:
+        onnx.checker.check_model(onnx.load(source), full_check=True)
+        before = _session(str(source))
+    except Exception as error:  # protobuf, the checker and ONNX Runtime have no common one
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{str(source)!r} cannot be read as ONNX ({first}); export it again") from error
     with whole_file(target) as half, tempfile.TemporaryDirectory() as folder:
         with quiet():
             prepare(str(source), ready := f"{folder}/ready.onnx")
@@ -169,7 +176,7 @@ def quantize_onnx(
         if not (replaced := nodes["DynamicQuantizeLSTM"]):
             found = f"no LSTM in {str(source)!r} was quantized; it has {nodes['LSTM']} LSTM nodes"
             raise RuntimeError(f"{found}, whose weights must be float32 constants, as export_onnx writes them")
-        before, after = _session(str(source)), _session(str(half))
+        after = _session(str(half))
         takes = before.get_inputs()
         values = [tensor.numpy() for tensor in example] or [_made_up(value) for value in takes]
         feed = {value.name: array for value, array in zip(takes, values, strict=True)}
