@@ -5,10 +5,8 @@ checkpoints cut short (test_training.py); the cache of the speech (test_speech.p
 test_hardware_reports.py, test_bench.py).
 """
 
-import errno
 import gzip
 import io
-import json
 import multiprocessing
 import os
 import pickle
@@ -17,12 +15,11 @@ import re
 import resource
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
 import zipfile
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
@@ -78,10 +75,15 @@ def export(folder, version):
 
 
 def quantize(folder, version):
-    source = folder.parent / f"source {version}"
-    source.mkdir(exist_ok=True)
-    export(source, version)
-    quantize_onnx(source / "model.onnx", folder / "quantized.onnx")
+    quantize_onnx(source(folder, version, export) / "model.onnx", folder / "quantized.onnx")
+
+
+def source(folder, version, make):
+    """What a writer reads: made once, beside the folder."""
+    if not (source := folder.parent / f"source {version}").exists():
+        source.mkdir()
+        make(source, version)
+    return source
 
 
 def keep_results(folder, version):
@@ -95,9 +97,11 @@ def run_sweep(folder, version):
     def run_cell(_, cell):
         return Run(cell, f"executed {version}\n" * 500, record(hidden_size=cell.hidden_size, speed=version), "", 1.0)
 
-    source = folder.parent / f"{version}.ipynb"
-    source.write_text(notebook(f"{WRITES}\n{version}"), encoding="utf-8")
-    options = ["--notebook", source, "--folder", folder, "--results", folder, "--hidden-sizes", 8, "--threads", 1]
+    def write_notebook(folder, version):
+        (folder / "n.ipynb").write_text(notebook(f"{WRITES}\n{version}"), encoding="utf-8")
+
+    path = source(folder, version, write_notebook) / "n.ipynb"
+    options = ["--notebook", path, "--folder", folder, "--results", folder, "--hidden-sizes", 8, "--threads", 1]
     with patch.object(sweep, "run_cell", run_cell):
         _main(sweep.main, options)
 
@@ -205,3 +209,264 @@ def test_who_is_killed_while_writing_leaves_whole_files_and_is_repeated(written,
         assert hidden_files(folder) == []
     assert kills >= 1
     assert whole_files(folder) == after
+
+
+def test_a_training_killed_at_any_time_ends_as_if_it_had_not_been(tmp_path):
+    epochs, path, rng = 40, tmp_path / "a.pt", random.Random(0)
+    whole = Training()
+    expected = whole.fit(epochs, scheduler=None)
+    kills = 0
+    for _ in range(5):
+        process = APART.Process(target=train_on, args=(path, epochs))
+        process.start()
+        for _ in range(rng.randint(1, 5)):  # epochs, then some of the next one, or of its writing
+            wait_until(partial(goes_on, process, path, stamp(path)))
+        time.sleep(rng.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert 1 <= len(load_checkpoint(path)["history"]["losses"]) <= epochs
+    assert kills >= 3
+    resumed = Training(seed=99)  # whose own weights do not matter
+    assert resumed.fit(epochs, scheduler=None, checkpoint=path) == expected
+    assert_equal_bit_for_bit(resumed.weights(), whole.weights())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def train_on(path, epochs):
+    torch.set_num_threads(1)
+    Training().fit(epochs, scheduler=None, checkpoint=path)
+
+
+def goes_on(process, path, since):
+    return not process.is_alive() or stamp(path) != since
+
+
+def stamp(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+# A full disk ---------------------------------------------------------------------------------------------------------
+
+
+# Who is not root may mount a disk where nobody else sees it, unless the machine forbids that too.
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+
+
+class Disk:
+    """A small disk that can be filled; or where none may be mounted, a limit of the size of files in its place."""
+
+    def __init__(self, path, kind):
+        self.folder, self.mounted, self.why = path, None, "File too large"
+        if kind == "tmpfs":
+            script = f"mount -t tmpfs -o size=8m tmpfs '{path}' && echo mounted && exec cat"
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            process = subprocess.Popen([*NAMESPACE, script], text=True, **pipes)
+            if process.stdout.readline() == "mounted\n":
+                # Seen from outside through the process that holds it, and gone with it.
+                self.folder, self.why = Path(f"/proc/{process.pid}/root{path}"), "No space left on device"
+                self.mounted = process
+            else:
+                print(f"no tmpfs, so a limit of the size of files instead: {process.communicate()[1]}")
+
+    @contextmanager
+    def full(self):
+        """Nothing of more than 700 bytes, or on a real disk than a page, can be written meanwhile."""
+        if self.mounted:
+            fill(self.folder / "ballast")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits if self.mounted else (HALF, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            (self.folder / "ballast").unlink(missing_ok=True)
+
+
+def fill(path):
+    """Write until nothing goes any more, and take the last page away."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+    os.truncate(path, path.stat().st_size - os.sysconf("SC_PAGE_SIZE"))
+
+
+@pytest.fixture(params=["tmpfs", "limit"])
+def disk(request, tmp_path):
+    (tmp_path / "disk").mkdir()
+    disk = Disk(tmp_path / "disk", request.param)
+    yield disk
+    if disk.mounted:
+        disk.mounted.communicate("")  # nothing more to wait for
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(written, disk):
+    write, earlier, after = written
+    shutil.copytree(earlier, disk.folder, dirs_exist_ok=True)
+    if (reads := earlier.parent / "source 2").exists():
+        shutil.copytree(reads, disk.folder.parent / reads.name)
+    with disk.full(), pytest.raises((OSError, SystemExit)) as failed:
+        write(disk.folder, 2)
+    told = re.search(f"{disk.why}: '(.+)'", str(failed.value))
+    assert told, failed.value
+    assert str(Path(told[1]).relative_to(disk.folder)) in after
+    assert whole_files(disk.folder) == whole_files(earlier)
+    assert hidden_files(disk.folder) == []
+    write(disk.folder, 2)
+    assert whole_files(disk.folder) == after
+
+
+def test_a_full_disk_under_the_pdf_is_one_line(disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(pdf, "parts", lambda: iter([("", ["page"])]))
+    page = "<head><title>A — B</title></head><article><h1>Title</h1>text</article>"
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    target, plain = disk.folder / "book.pdf", pdf.print_page
+    target.write_bytes(b"earlier")
+
+    def print_page(*arguments, **options):
+        with disk.full():
+            plain(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pdf, "print_page", print_page)
+        with pytest.raises(pdf.PdfError, match=rf"^\[.*{disk.why}: '.*book\.pdf'$"):
+            pdf.make_pdf(tmp_path, target)
+    assert [(path.name, path.read_bytes()) for path in disk.folder.iterdir()] == [("book.pdf", b"earlier")]
+    pdf.make_pdf(tmp_path, target)
+    assert target.read_bytes().startswith(b"%PDF")
+
+
+# Damaged files -------------------------------------------------------------------------------------------------------
+
+
+def flipped(content, at, bit):
+    return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+
+
+LOADERS = {
+    "cmudict.dict": load_words.__wrapped__,  # as it is called first
+    "nyc_weather.csv": load_weather,
+    "digits.npz": partial(speech.load_speech, 1),  # without the synthesizer
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_damaged_data_is_named_whatever_reads_it(name, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "lstm_utils" / "data", tmp_path / "data")
+    monkeypatch.setattr(datasets, "files", lambda _: tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    path = tmp_path / "data" / f"{name}.gz"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    other = gzip.compress(gzip.decompress(whole)[:-1], compresslevel=1)
+    cuts = [whole[:-1], whole[:middle], whole[:5], b""]
+    for damaged in (*cuts, flipped(whole, middle, 3), flipped(whole, -5, 0), other):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedDataError, match="reinstall lstm-utils, or take the file from its repo") as error:
+            LOADERS[name]()
+        assert f"the data file {path} " in str(error.value)
+    path.write_bytes(whole)
+    assert LOADERS[name]()
+
+
+def test_a_flipped_bit_in_the_head_of_a_data_file_is_refused_or_changes_nothing(tmp_path):
+    content = datasets.read_data("nyc_weather.csv")
+    whole = (ROOT / "lstm_utils" / "data" / "nyc_weather.csv.gz").read_bytes()
+    refused = 0
+    for at, bit in ((at, bit) for at in range(12) for bit in range(8)):  # the head has 10 bytes
+        (tmp_path / "nyc_weather.csv.gz").write_bytes(flipped(whole, at, bit))
+        try:
+            assert datasets.read_data("nyc_weather.csv", tmp_path) == content
+        except DamagedDataError:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_flipped_bit_in_the_directory_of_a_checkpoint_is_refused_or_changes_nothing(tmp_path):
+    path, rng = tmp_path / "a.pt", random.Random(0)
+    train(tmp_path, 1)
+    whole, expected = path.read_bytes(), whole_files(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        heads = [info.header_offset + k for info in archive.infolist() for k in range(30 + len(info.filename))]
+    places, refused, unharmed = [*heads, *range(archive.start_dir, len(whole))], 0, 0
+    for at in rng.sample(places, 250):
+        path.write_bytes(flipped(whole, at, rng.randrange(8)))
+        try:
+            same = whole_files(tmp_path) == expected
+        except CheckpointError as error:
+            refused += bool(re.search(r"a\.pt (is damaged|holds more|was not written).*delete it", str(error), re.S))
+        else:
+            unharmed += same
+    assert (refused + unharmed, refused > 80, unharmed > 20) == (250, True, True)
+
+
+class Evil:
+    """Makes a folder when it is unpickled, as it could do anything."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def in_a_checkpoint(path, evil):
+    """A whole checkpoint, in which one more thing stands."""
+    train(path.parent, 1)
+    torch.save(load_checkpoint(path) | {"more": evil}, path)
+
+
+def as_the_archive_of_a_checkpoint(path, evil):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(evil, protocol=2))  # that of torch
+        archive.writestr("archive/version", "3\n")
+
+
+EVILS = {
+    "in a checkpoint": in_a_checkpoint,
+    "in a checkpoint's place": lambda path, evil: torch.save(evil, path),
+    "in an archive": as_the_archive_of_a_checkpoint,
+    "in the old format": lambda path, evil: torch.save(evil, path, _use_new_zipfile_serialization=False),
+    "as a plain pickle": lambda path, evil: path.write_bytes(pickle.dumps(evil)),
+}
+
+
+@pytest.mark.parametrize("save", EVILS.values(), ids=EVILS)
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(save, tmp_path):
+    path, made = tmp_path / "a.pt", tmp_path / "made"
+    save(path, Evil(made))
+    before = path.read_bytes()
+    for read in (load_checkpoint, lambda path: Training().fit(2, checkpoint=path)):
+        with pytest.raises(
+            CheckpointError, match=r"a\.pt (is damaged or no checkpoint|holds more than numbers).*delete it"
+        ):
+            read(path)
+    assert not made.exists()
+    assert path.read_bytes() == before
+    pickle.loads(pickle.dumps(Evil(made)))
+    assert made.exists()  # so it would have run
+
+
+def test_a_damaged_onnx_file_is_named_and_the_last_quantized_one_stays(tmp_path):
+    source, target = tmp_path / "model.onnx", tmp_path / "quantized.onnx"
+    export(tmp_path, 1)
+    whole = source.read_bytes()
+    target.write_bytes(b"earlier")
+    for damaged in (b"", whole[:1], whole[:100], whole[: len(whole) // 2], whole[:-1], random.Random(0).randbytes(999)):
+        source.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.onnx' cannot be read as ONNX \(.+\); export it again"):
+            quantize_onnx(source, target)
+        assert target.read_bytes() == b"earlier"
+    source.write_bytes(whole)
+    assert quantize_onnx(source, target).replaced == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "quantized.onnx"}
+
+
+# Times ---------------------------------------------------------------------------------------------------------------
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
