@@ -7,6 +7,7 @@ test_hardware_reports.py, test_bench.py).
 
 import gzip
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -23,13 +24,19 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import matplotlib.pyplot as plt
+import measured
+import nbformat
 import pdf
 import pytest
 import torch
-from checks import ROOT
+import yaml
+from checks import ROOT, parsed
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
 from records import WRITES, notebook, record
 from test_training import Training, assert_equal_bit_for_bit
 from torch import nn
@@ -460,6 +467,218 @@ def test_a_damaged_onnx_file_is_named_and_the_last_quantized_one_stays(tmp_path)
     source.write_bytes(whole)
     assert quantize_onnx(source, target).replaced == 1
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "quantized.onnx"}
+
+
+# The book ------------------------------------------------------------------------------------------------------------
+
+# Waits while it is built where a file says so, and makes another one once it is there.
+WAITS = """
+import time
+from pathlib import Path
+
+def wait(folder, moment):
+    if (folder / moment).exists():
+        (folder / "reached").touch()
+        time.sleep(600)
+"""
+EXTENSION = f"""{WAITS}
+def setup(app):
+    app.connect("html-page-context", lambda app, page, *_: wait(Path(app.srcdir), f"writing {{Path(page).name}}"))
+"""
+CELL = f"""{WAITS}
+from myst_nb import glue
+wait(Path(".."), "running")
+glue("number", NUMBER, display=False)"""
+
+
+class Book:
+    """A book of two pages: a chapter, and one before it that shows a number of the chapter, and is never changed."""
+
+    def __init__(self, folder):
+        self.folder, self.built, self.number = folder, folder / "_build", 0
+        for name in ("_ext", "_static", "_templates"):
+            shutil.copytree(ROOT / "book" / name, folder / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("book/references.bib", "Makefile", "requirements.lock", "pyproject.toml"):
+            shutil.copy(ROOT / name, folder / name)
+        (folder / ".venv").mkdir()
+        (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+        (folder / ".venv" / ".installed").touch()
+        config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+        config["sphinx"]["local_extensions"]["waits"] = "book/_ext"
+        toc = {"format": "jb-book", "root": "book/index"}
+        toc["parts"] = [{"caption": "Part", "chapters": [{"file": "notebooks/01_chapter"}]}]
+        for name, text in {
+            "_config.yml": yaml.safe_dump(config),
+            "_toc.yml": yaml.safe_dump(toc),
+            "book/_ext/waits.py": EXTENSION,
+            "book/index.md": "# A book\n\nThe number is {measured}`01_chapter number`.\n",
+        }.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / "notebooks").mkdir()
+
+    def write_chapter(self, number):
+        """The only thing that changes."""
+        content = json.loads(notebook(CELL.replace("NUMBER", str(number))))
+        content["metadata"]["measured"] = {"needs": []}
+        title = {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# A chapter\n\n**Why?**"}
+        content["cells"] = [title, content["cells"][1]]
+        (self.folder / "notebooks" / "01_chapter.ipynb").write_text(json.dumps(content), encoding="utf-8")
+
+    def make(self, before=""):
+        """Run `make book`: its status, and what it said."""
+        done = subprocess.run(["bash", "-c", f"{before} exec make book"], **self.how(subprocess.PIPE), check=False)
+        return done.returncode, done.stdout
+
+    def how(self, stdout):
+        """Where and with what commands run: without what a make above this one would pass on."""
+        above = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
+        clean = {name: value for name, value in os.environ.items() if name not in above}
+        clean["PYTHONPATH"] = str(ROOT)  # the kernels must find this lstm_utils
+        return {"cwd": self.folder, "env": clean, "stdout": stdout, "stderr": subprocess.STDOUT, "text": True}
+
+    def pages(self):
+        """Every page by name, but for how long the chapter took."""
+        html = self.built / "html"
+        paths = [path for path in html.rglob("*.html") if "_static" not in path.parts]
+        texts = {str(path.relative_to(html)): path.read_text(encoding="utf-8") for path in paths}
+        return {name: re.sub(r"\d+ (s|minutes?) to run", "", text) for name, text in texts.items()}
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    """A book, what was built of it when its number was 1, and what, and with which pages, when it was 2."""
+    book = Book(tmp_path_factory.mktemp("book"))
+    keep = tmp_path_factory.mktemp("kept")
+    for number in (1, 2):
+        book.write_chapter(number)
+        status, said = book.make()
+        assert status == 0, said
+        assert f"The number is {number}" in parsed(book.pages()["book/index.html"]).get_text()
+        shutil.copytree(book.built, keep / str(number))  # with its times
+    return book, keep, book.pages()
+
+
+@pytest.fixture
+def book(books, request):
+    """The book with the number 2, and the build of the first or the second state of it."""
+    book, keep, _ = books
+    shutil.rmtree(book.built)
+    shutil.copytree(keep / str(request.param), book.built)
+    return book
+
+
+@pytest.fixture
+def expected(books):
+    """The pages that no fault has disturbed."""
+    return books[2]
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("book", [1], indirect=True)
+@pytest.mark.parametrize("moment", ["running", "writing index"])
+def test_a_killed_book_is_finished_by_the_next_run(book, expected, moment):
+    (book.folder / moment).touch()
+    with subprocess.Popen(["make", "book"], start_new_session=True, **book.how(subprocess.DEVNULL)) as process:
+        wait_until(lambda: (book.folder / "reached").exists() or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    for name in (moment, "reached"):
+        (book.folder / name).unlink()
+    assert "The number is 1" in parsed(book.pages()["book/index.html"]).get_text()
+    status, said = book.make()
+    assert status == 0, said
+    assert book.pages() == expected
+    assert not (book.built / ".doctrees" / "unfinished").exists()
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("book", [2], indirect=True)
+def test_a_book_on_a_full_disk_fails_and_says_why_and_with_room_it_is_made(book, expected):
+    shutil.rmtree(book.built)
+    book.built.mkdir()
+    script = """
+    mount -t tmpfs -o size=40k tmpfs _build || exit 99
+    for size in 40k 1m 200m; do
+      mount -o remount,size=$size _build
+      echo "=== $size"; make book; echo "status $?"
+    done
+    cp -r _build kept && umount _build && rmdir _build && mv kept _build"""
+    done = subprocess.run([*NAMESPACE, script], **book.how(subprocess.PIPE), check=False)
+    said, why = done.stdout, "No space left on device|disk is full"
+    if done.returncode == 99:
+        print(f"no tmpfs, so a limit of the size of files instead: {said}")
+        limits, why = ("ulimit -f 16;", "ulimit -f 100;", ""), "File too large|disk I/O error"
+        said = "".join("=== {}{}status {}\n".format(limit, *reversed(book.make(limit))) for limit in limits)
+    _, *tries = said.split("=== ")
+    assert [int(text.rpartition("status ")[2]) != 0 for text in tries] == [True, True, False], said
+    for text in tries[:2]:
+        assert re.search(why, text), text
+    assert book.pages() == expected
+
+
+def garbage(path):
+    path.write_bytes(random.Random(0).randbytes(path.stat().st_size))
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("book", [2], indirect=True)
+@pytest.mark.parametrize("damage", [garbage, cut])
+def test_damaged_doctrees_are_made_anew(book, expected, damage):
+    for path in book.built.rglob("*.doctree"):
+        damage(path)
+    status, said = book.make()
+    assert status == 0, said
+    assert book.pages() == expected
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("book", [2], indirect=True)
+def test_a_damaged_environment_and_a_damaged_cache_are_made_anew(book, expected):
+    cut(book.built / ".doctrees" / "environment.pickle")
+    (database,) = book.built.glob(".jupyter_cache/*/global.db")
+    garbage(database)
+    status, said = book.make()
+    assert status == 0, said
+    assert f"The cache {database.parent} is damaged: it is deleted, and its chapters run again." in said
+    assert "Executed notebook in" in said
+    assert book.pages() == expected
+
+
+def first_rows(path):
+    """What a table or an index holds is gone, what stands in front of it is not."""
+    path.write_bytes(path.read_bytes()[: 2 * 4096] + bytes(path.stat().st_size - 2 * 4096))
+
+
+CACHES = {
+    "a database of garbage": ("global.db", garbage),
+    "half a database": ("global.db", cut),
+    "an empty database": ("global.db", lambda path: path.write_bytes(b"")),
+    "a database with holes": ("global.db", first_rows),
+    "a run that a kill kept from being written": ("base.ipynb", Path.unlink),
+    "half a run": ("base.ipynb", cut),
+    "a run of garbage": ("base.ipynb", garbage),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), CACHES.values(), ids=CACHES)
+def test_a_damaged_cache_of_the_book_is_deleted(name, damage, tmp_path):
+    built = tmp_path / "html"
+    app, config = SimpleNamespace(outdir=built), SimpleNamespace()
+    folder = tmp_path / ".jupyter_cache" / measured.helpers_digest()
+    cache = get_cache(folder)
+    cache.cache_notebook_bundle(CacheBundleIn(nbformat.reads(notebook("1"), 4), "one.ipynb"), check_validity=False)
+    cache.db.dispose()
+    measured.separate_cache(app, config)
+    assert config.nb_execution_cache_path == str(folder)
+    assert len(get_cache(folder).list_cache_records()) == 1  # a sound one stays
+    (path,) = folder.rglob(name)
+    damage(path)
+    measured.separate_cache(app, config)
+    assert not folder.exists()
 
 
 # Times ---------------------------------------------------------------------------------------------------------------
