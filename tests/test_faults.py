@@ -492,7 +492,7 @@ glue("number", NUMBER, display=False)"""
 
 
 class Book:
-    """A book of two pages: a chapter, and one before it that shows a number of the chapter, and is never changed."""
+    """A chapter with a number, and a page that shows it and is never changed."""
 
     def __init__(self, folder):
         self.folder, self.built, self.number = folder, folder / "_build", 0
@@ -506,12 +506,13 @@ class Book:
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         config["sphinx"]["local_extensions"]["waits"] = "book/_ext"
         toc = {"format": "jb-book", "root": "book/index"}
-        toc["parts"] = [{"caption": "Part", "chapters": [{"file": "notebooks/01_chapter"}]}]
+        toc["parts"] = [{"caption": "Part", "chapters": [{"file": "book/shows"}, {"file": "notebooks/01_chapter"}]}]
         for name, text in {
             "_config.yml": yaml.safe_dump(config),
             "_toc.yml": yaml.safe_dump(toc),
             "book/_ext/waits.py": EXTENSION,
-            "book/index.md": "# A book\n\nThe number is {measured}`01_chapter number`.\n",
+            "book/index.md": "# A book\n\nOf two pages.\n",
+            "book/shows.md": "# A page\n\nThe number is {measured}`01_chapter number`.\n",
         }.items():
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "notebooks").mkdir()
@@ -539,9 +540,8 @@ class Book:
     def pages(self):
         """Every page, and what pages load, by name; but for how long the chapter took, which the search finds too."""
         html, varies = self.built / "html", rb"\d+ (s|minutes?) to run|\?v=\w+"  # myst-nb dates its style sheet late
-        paths = [
-            path for path in html.rglob("*") if path.is_file() and path.name not in (".buildinfo", "searchindex.js")
-        ]
+        skipped = (".buildinfo", "searchindex.js")
+        paths = [path for path in html.rglob("*") if path.is_file() and path.name not in skipped]
         return {str(path.relative_to(html)): re.sub(varies, b"", path.read_bytes()) for path in paths}
 
 
@@ -554,7 +554,7 @@ def books(tmp_path_factory):
         book.write_chapter(number)
         status, said = book.make()
         assert status == 0, said
-        assert f"The number is {number}" in parsed(book.pages()["book/index.html"]).get_text()
+        assert f"The number is {number}" in parsed(book.pages()["book/shows.html"]).get_text()
         shutil.copytree(book.built, keep / str(number))  # with its times
     return book, keep, book.pages()
 
@@ -576,7 +576,7 @@ def expected(books):
 
 @pytest.mark.stress
 @pytest.mark.parametrize("book", [1], indirect=True)
-@pytest.mark.parametrize("moment", ["running", "writing index"])
+@pytest.mark.parametrize("moment", ["running", "writing shows"])
 def test_a_killed_book_is_finished_by_the_next_run(book, expected, moment):
     (book.folder / moment).touch()
     with subprocess.Popen(["make", "book"], start_new_session=True, **book.how(subprocess.DEVNULL)) as process:
@@ -585,7 +585,7 @@ def test_a_killed_book_is_finished_by_the_next_run(book, expected, moment):
     assert process.returncode == -signal.SIGKILL
     for name in (moment, "reached"):
         (book.folder / name).unlink()
-    assert "The number is 1" in parsed(book.pages()["book/index.html"]).get_text()
+    assert "The number is 1" in parsed(book.pages()["book/shows.html"]).get_text()
     status, said = book.make()
     assert status == 0, said
     assert book.pages() == expected
