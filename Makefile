@@ -27,7 +27,10 @@ help: ## this list
 
 book: $(STAMP) ## set up, run every chapter, render the book, print where it is
 	@# A failed build forgets the pages it read: a second one would otherwise find nothing to complain about.
-	@$(BIN)/jupyter-book build . -n -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
+	@$(BIN)/jupyter-book build . -n -W --keep-going || { \
+		mkdir -p _build; test "$$(df -Pk _build | awk 'END { print $$4 }')" -gt 1024 \
+			|| echo "The disk of $(CURDIR)/_build is full: make room, and run make book again." >&2; \
+		rm -rf _build/.doctrees; exit 1; }
 	@test -s _build/html/book/index.html || { echo "The build left no page behind." >&2; exit 1; }
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
 

@@ -185,6 +185,8 @@ def make_pdf(html: Path, target: Path) -> None:
             browser.close()
     except Error as error:
         raise PdfError(f"{path} could not print the book: {error.message}") from error
+    except OSError as error:  # such as a full disk
+        raise PdfError(str(error)) from error
 
 
 if __name__ == "__main__":

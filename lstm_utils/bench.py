@@ -180,7 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(f"{report.hardware}\n\n{report}")
     if options.output:
-        report.save(options.output)
+        try:
+            report.save(options.output)
+        except OSError as error:  # such as a full disk; what was measured stands above
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         print(f"\nwritten to {options.output}")
     return 0
 

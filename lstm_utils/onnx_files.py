@@ -49,7 +49,7 @@ def quantize_onnx(
 
     Raises:
         TypeError: a path is neither a text nor a path, ``example`` no list of tensors, or ``per_channel`` no bool.
-        ValueError: ``source`` is no ONNX file, or the example does not fit its inputs.
+        ValueError: ``source`` is damaged or no ONNX file, or the example does not fit its inputs.
         RuntimeError: no LSTM was replaced, or what the new file computes is not finite.
         FileNotFoundError: there is no ``source``, or no folder for ``target``.
         IsADirectoryError: ``target`` is a folder.
@@ -89,11 +89,13 @@ def quantize_onnx(
 
 
 def _read(source: Path | str) -> Any:
-    errors = load("onnxruntime.capi.onnxruntime_pybind11_state")
+    onnx = load("onnx")
     try:
+        onnx.checker.check_model(onnx.load(source), full_check=True)
         return session(str(source))
-    except (errors.InvalidProtobuf, errors.InvalidGraph, errors.Fail) as error:
-        raise ValueError(f"{str(source)!r} cannot be read as an ONNX file: {error}") from error
+    except Exception as error:  # protobuf, the checker and ONNX Runtime have no common one
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{str(source)!r} cannot be read as ONNX ({first}); export it again") from error
 
 
 def _check_values(source: Path | str, takes: list[Any], values: list[Any]) -> None:

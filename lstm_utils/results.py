@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lstm_utils.arguments import require
-from lstm_utils.files import write_whole
+from lstm_utils.files import whole_file
 from lstm_utils.measure import hardware
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def save_results(
     device: torch.device | str = "cpu",
     folder: Path | str = "../results",
 ) -> tuple[Path, Path]:
-    """Write ``NAME.json`` and ``NAME.png``, each whole or not at all.
+    """Write ``NAME.json`` and ``NAME.png``, whole or not at all: on a full disk, both stay as they were.
 
     Args:
         name: of the chapter, such as "10_gradient_clipping".
@@ -60,6 +60,7 @@ def save_results(
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     numbers_path, picture_path = folder / f"{name}.json", folder / f"{name}.png"
-    write_whole(numbers_path, f"{text}\n")
-    write_whole(picture_path, picture.getvalue())
+    with whole_file(numbers_path) as numbers_half, whole_file(picture_path) as picture_half:
+        numbers_half.write_text(f"{text}\n", encoding="utf-8", newline="\n")
+        picture_half.write_bytes(picture.getvalue())
     return numbers_path, picture_path

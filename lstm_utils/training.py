@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lstm_utils.arguments import require, require_callable, require_flag
+from lstm_utils.files import whole_file
 from lstm_utils.gradients import GradientClipper
 
 FORMAT = "lstm_utils.training, 1"
@@ -162,13 +163,14 @@ def fit(
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state whole or not at all. A run killed in here leaves ``NAME.part``, which the next save overwrites."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+    """Write a state whole or not at all; what a run killed in here leaves is hidden, and the next save deletes it."""
+    with whole_file(path) as half, half.open("wb") as file:
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:  # "unexpected pos": torch hides that the disk is full
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         file.flush()
         os.fsync(file.fileno())  # or the new name may reach the disk before the contents
-    part.replace(path)
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -185,14 +187,17 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as file:  # torch.save writes a zip, whose checksums torch.load does not look at
             broken = file.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged archive may call itself encrypted, or compressed, or in another alphabet
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); delete it to begin anew") from error
     if broken:
         raise CheckpointError(f"{path} is damaged in {broken}; delete it to begin anew")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise CheckpointError(f"{path} holds more than numbers, or not a state: {error}") from error
+        what = f"holds more than numbers, or not a state; delete it to begin anew: {error}"
+        raise CheckpointError(f"{path} {what}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by this version of fit; pass another path, or delete it")
     return state

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lstm_utils.gradients import NonFiniteGradientError
 from lstm_utils.sequences import LengthBucketSampler
-from lstm_utils.training import CheckpointError, History, fit, load_checkpoint, save_checkpoint
+from lstm_utils.training import CheckpointError, History, fit, load_checkpoint
 
 STEPS = 4  # batches an epoch
 
@@ -331,10 +331,3 @@ def test_a_bar_is_shown_when_asked_for_and_never_into_a_file(capsys):
     for silent in (None, False):  # under capsys, stderr is no terminal
         Training().fit(2, progress=silent)
         assert capsys.readouterr() == ("", "")
-
-
-def test_save_replaces_a_part_that_a_killed_run_left(tmp_path):
-    (tmp_path / "a.pt.part").write_bytes(b"half")
-    save_checkpoint(tmp_path / "a.pt", {"model": {}})
-    assert load_checkpoint(tmp_path / "a.pt") == {"format": "lstm_utils.training, 1", "model": {}}
-    assert not (tmp_path / "a.pt.part").exists()

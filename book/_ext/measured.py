@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
 import shutil
 from base64 import b64decode
@@ -16,14 +17,19 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.utils.math import pick_math_environment
 from docutils.utils.math.latex2mathml import tex2mathml
+from jupyter_cache import get_cache
 from myst_nb.ext.glue.crossref import read_glue_cache
 from myst_nb.ext.glue.utils import create_pending_glue_ref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import lstm_utils
 from lstm_utils.claims import EXPLAINED_BY, claims
 from lstm_utils.measure import hardware, resolve_device
+
+logger = logging.getLogger(__name__)
 
 VERDICT_LABELS = {
     "holds": "holds",
@@ -84,7 +90,61 @@ def separate_cache(app: Sphinx, config: Any) -> None:
     for outdated in caches.glob("*"):
         if outdated != current:
             shutil.rmtree(outdated)
+    if current.exists() and not is_sound(current):
+        logger.info("The cache %s is damaged: it is deleted, and its chapters run again.", current)
+        shutil.rmtree(current)
     config.nb_execution_cache_path = str(current)
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether a cache can be read: a build that was killed, or met a full disk, lists runs that it did not write."""
+    cache = get_cache(folder)
+    try:
+        with cache.db.connect() as database:
+            sound = database.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        cache.list_project_records()
+        cache.get_cache_limit()
+        for record in cache.list_cache_records():
+            cache.get_cache_bundle(record.pk)
+    except Exception:  # of the database, of JSON, of nbformat: none of them can be lived with
+        return False
+    finally:
+        cache.db.dispose()
+    return sound
+
+
+def forget_unfinished(app: Sphinx, _: Any) -> None:
+    """Read and write every page again after a build that was killed: Sphinx would take those that it left as they are.
+
+    It notes what it has read before it writes, and looks at no more than a page's time.
+    """
+    mark = unfinished(app)
+    if mark.exists():
+        shutil.rmtree(mark.parent)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def finish(app: Sphinx, failure: Exception | None) -> None:
+    """Note that this build came to its end."""
+    if not failure:
+        unfinished(app).unlink(missing_ok=True)
+
+
+def unfinished(app: Sphinx) -> Path:
+    """The file that is there while a build runs."""
+    return Path(app.doctreedir) / "unfinished"
+
+
+def damaged_doctrees(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
+    """Pages to read again because Sphinx could not load what it kept of them; it looks only whether that is there."""
+    damaged = []
+    for page in env.all_docs:
+        try:
+            pickle.loads(Path(app.doctreedir, f"{page}.doctree").read_bytes())
+        except Exception:  # whatever a damaged pickle raises
+            damaged.append(page)
+    return damaged
 
 
 def sources_version(book: Path) -> int:
@@ -270,6 +330,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", silence_thebe)
     app.connect("config-inited", separate_cache)
     app.connect("config-inited", stored_outputs)
+    app.connect("config-inited", forget_unfinished)
+    app.connect("env-get-outdated", damaged_doctrees)
+    app.connect("build-finished", finish, priority=900)  # after everybody who writes
     app.connect("html-page-context", mend_roles)
     app.connect("doctree-read", anchor_cells)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
