@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import random
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,15 +99,12 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def disturb(argument: Any) -> bool:
-    """Change what a function may have been given to change."""
-    tensors = list(argument.parameters()) if isinstance(argument, nn.Module) else []
-    if isinstance(argument, list | tuple):
-        tensors = [part.grad for part in argument if isinstance(part, torch.Tensor) and part.grad is not None]
-    for tensor in tensors[:1]:
-        with torch.no_grad():
-            tensor.add_(1)
-    return bool(tensors)
+def tensors(argument: Any) -> list[torch.Tensor]:
+    """What a function may have been given to change: the parameters of a module, or the gradients of a list."""
+    if isinstance(argument, nn.Module):
+        return [parameter.detach() for parameter in argument.parameters()]
+    parts = argument if isinstance(argument, list | tuple) else []
+    return [part.grad for part in parts if isinstance(part, torch.Tensor) and part.is_leaf and part.grad is not None]
 
 
 def broken_answers(right: Any) -> Iterator[tuple[str, Any, Callable[[], bool]]]:
@@ -128,25 +124,27 @@ def broken_answers(right: Any) -> Iterator[tuple[str, Any, Callable[[], bool]]]:
 
         if isinstance(right, type):  # a module: what it returns is changed
 
-            class Broken(right):  # type: ignore[misc, valid-type]
-                after = staticmethod(after)
+            def forward(self: Any, *arguments: Any, after: Any = after) -> Any:
+                return after(right.forward(self, *arguments))
 
-                def forward(self, *arguments: Any) -> Any:
-                    return self.after(super().forward(*arguments))
-
-            yield name, Broken, lambda differed=differed: any(differed)
+            yield name, type("Broken", (right,), {"forward": forward}), lambda differed=differed: any(differed)
         else:
             yield name, lambda *a, after=after, **k: after(right(*a, **k)), lambda differed=differed: any(differed)
-    if isinstance(right, types.FunctionType):
-        moved: list[bool] = []
+    if not isinstance(right, type):
+        for way in ("what it changes left as it was", "what it changes changed too much"):
+            moved: list[bool] = []
 
-        def meddling(*arguments: Any, **named: Any) -> Any:
-            arguments = tuple(list(one) if isinstance(one, Iterator) else one for one in arguments)
-            result = right(*arguments, **named)
-            moved.append(any(map(disturb, arguments)))
-            return result
+            def meddling(*arguments: Any, way: str = way, moved: list[bool] = moved, **named: Any) -> Any:
+                arguments = tuple(list(one) if isinstance(one, Iterator) else one for one in arguments)
+                held = [(tensor, tensor.clone()) for one in arguments for tensor in tensors(one)]
+                result = right(*arguments, **named)
+                changed = [(tensor, before) for tensor, before in held if not torch.equal(tensor, before)]
+                for tensor, before in changed:
+                    tensor.copy_(before if way.endswith("as it was") else tensor + 1)
+                moved.append(bool(changed))
+                return result
 
-        yield "its arguments changed", meddling, lambda: any(moved)
+            yield way, meddling, lambda moved=moved: any(moved)
 
 
 def randomness() -> tuple[Any, ...]:
