@@ -61,19 +61,20 @@ def parts(value: Any) -> int:
     return len(seen)
 
 
+def is_row(value: Any) -> bool:
+    return isinstance(value, list | tuple | str | torch.Tensor | np.ndarray) and getattr(value, "ndim", 1) > 0
+
+
 def shorter(value: Any) -> Any:
-    long = isinstance(value, list | tuple | str | torch.Tensor | np.ndarray) and getattr(value, "shape", (1,)) != ()
-    if isinstance(value, PackedSequence) or not long:
+    if isinstance(value, PackedSequence) or not is_row(value):
         return value
     return type(value)(value[:-1]) if type(value) in (list, tuple) else value[:-1]
 
 
 def turned(value: Any) -> Any:
-    if isinstance(value, PackedSequence):
+    if isinstance(value, PackedSequence) or not is_row(value):
         return value
-    if isinstance(value, torch.Tensor):
-        return value.flip(0) if value.dim() else value
-    return value[::-1] if isinstance(value, list | tuple | str | np.ndarray) and np.ndim(value) != 0 else value
+    return value.flip(0) if isinstance(value, torch.Tensor) else value[::-1]
 
 
 CHANGES = {

@@ -346,7 +346,6 @@ def main(paths: list[Path]) -> int:
     plugin = Mutants()
     options = [
         "-q",
-        "-x",
         "--nbval",
         "--nbval-cell-timeout=300",
         "-p",
