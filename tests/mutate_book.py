@@ -281,6 +281,16 @@ class Mutants:
         for (chapter, kind, what), caught in self.noticed.items():
             self.count(chapter, kind, caught, what)
 
+    def record(self, chapters: set[str]) -> None:
+        """Write down what was altered in these chapters and noticed; one that missed something leaves the report."""
+        report = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
+        for chapter in chapters:
+            if any(line.startswith(f"{chapter}: ") for line in self.missed):
+                report.pop(chapter, None)
+            else:
+                report[chapter] = {"noticed": self.made[chapter], "not compared": self.ignored[chapter]}
+        REPORT.write_text(json.dumps(dict(sorted(report.items())), indent=1) + "\n", encoding="utf-8")
+
 
 def flipped(name: str) -> Iterator[tuple[str, dict[str, str]]]:
     """A claim's entry with each other verdict: alone, and with the field that explains it renamed to fit."""
@@ -344,32 +354,19 @@ def main(paths: list[Path]) -> int:
     """Mutate these chapters; whether something went unnoticed."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the stored outputs are a CPU's
     plugin = Mutants()
-    options = [
-        "-q",
-        "--nbval",
-        "--nbval-cell-timeout=300",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        QUIET,
-        f"--rootdir={ROOT}",
-    ]
+    options = ["--nbval", "--nbval-cell-timeout=300", f"--rootdir={ROOT}", "-q", "-p", "no:cacheprovider", "-W", QUIET]
     pytest.main([*options, *map(str, paths)], plugins=[plugin])
     plugin.finish()
     plugin.missed += unasserted()
-    report = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
     for chapter in {path.stem for path in paths}:
         if chapter in plugin.failed or not plugin.made[chapter]:
             plugin.missed.append(f"{chapter}: does not agree with its stored outputs, so what it notices is not known")
-        else:
-            report[chapter] = {"noticed": plugin.made[chapter], "not compared": plugin.ignored[chapter]}
     for kind, count in sum(plugin.made.values(), Counter()).items():
         print(f"{kind}: {count} altered, {count - sum(f': {kind}: ' in line for line in plugin.missed)} noticed")
     ignored = sum(map(Counter.total, plugin.ignored.values()))
     print(f"not compared, since their cells are tagged nbval-ignore-output: {ignored}")
     print(*plugin.missed, sep="\n")
-    if not plugin.missed:
-        REPORT.write_text(json.dumps(dict(sorted(report.items())), indent=1) + "\n", encoding="utf-8")
+    plugin.record({path.stem for path in NOTEBOOKS} & {path.stem for path in paths})
     return bool(plugin.missed)
 
 
