@@ -241,8 +241,8 @@ class LSTMSpec:
         return "\n".join(lines)
 
 
-def _binary(nbytes: float) -> str:
-    """Bytes in the largest binary unit that keeps the number at 1 or more."""
+def _binary(nbytes: int) -> str:
+    """Bytes, at least one, in the largest binary unit that keeps the number at 1 or more."""
     units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    step = min(int(math.log2(nbytes) // 10), len(units) - 1) if nbytes else 0
+    step = min(int(math.log2(nbytes) / 10), len(units) - 1)
     return f"{nbytes / 1024**step:,.4g} {units[step]}"
