@@ -68,9 +68,9 @@ bench: $(STAMP) ## what lstm_utils costs against what one would do instead; writ
 
 mutate: $(STAMP) ## seed faults in the chapters, or in the modules that MUTATE_ARGS names; list what nobody noticed
 	@# mutmut is not in the lock, since nothing else needs it, and not in .venv, which holds the lock alone. What it needs
-	@# beside these two is in the lock, but for textual, which only its browser of results imports.
+	@# beside these is in the lock, but for textual, which only its browser of results imports.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target _build/tools \
-		mutmut==3.8.1 libcst==1.9.0 setproctitle==1.3.8
+		mutmut==3.8.1 libcst==1.9.0 rich==15.0.0 setproctitle==1.3.8
 	@PYTHONPATH=$(CURDIR)/_build/tools $(BIN)/python tests/mutate.py $(MUTATE_ARGS)
 
 clean: ## delete what was built (not the environment)
