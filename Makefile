@@ -4,6 +4,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 LAB_ARGS ?=
 SWEEP_ARGS ?=
+MUTATE_ARGS ?=
 BENCH_ARGS ?= --output results/bench.json
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -20,7 +21,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Nothing is reported to anybody: ONNX Runtime would, from its import on.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help book pdf test stress pages lab notebooks sweep bench lint clean
+.PHONY: help book pdf test stress pages lab notebooks sweep bench mutate lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +77,13 @@ sweep: $(STAMP) ## run the benchmark chapter over devices, threads and sizes; wr
 
 bench: $(STAMP) ## what lstm_utils costs against what one would do instead; writes results/bench.json
 	@$(BIN)/python -m lstm_utils.bench $(BENCH_ARGS)
+
+mutate: $(STAMP) ## seed faults in the chapters, or in the modules that MUTATE_ARGS names; list what nobody noticed
+	@# mutmut is not in the lock, since nothing else needs it, and not in .venv, which holds the lock alone. What it needs
+	@# beside these is in the lock, but for textual, which only its browser of results imports.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target _build/tools \
+		mutmut==3.8.1 libcst==1.9.0 rich==15.0.0 setproctitle==1.3.8
+	@PYTHONPATH=$(CURDIR)/_build/tools $(BIN)/python tests/mutate.py $(MUTATE_ARGS)
 
 clean: ## delete what was built (not the environment)
 	rm -rf _build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

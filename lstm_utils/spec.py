@@ -242,8 +242,8 @@ class LSTMSpec:
 
 
 def _binary(nbytes: int) -> str:
-    """Bytes in the largest binary unit that keeps the number at 1 or more."""
+    """Bytes, at least one, in the largest binary unit that keeps the number at 1 or more."""
     units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    step = min(int(math.log2(nbytes) // 10), len(units) - 1) if nbytes else 0
+    step = min(int(math.log2(nbytes) / 10), len(units) - 1)
     number = nbytes / 1024**step if nbytes < 2**1023 else Decimal(nbytes) / 1024**step  # which no float could hold
     return f"{number:,.4g} {units[step]}"

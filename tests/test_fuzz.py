@@ -152,13 +152,17 @@ def packed(enforce_sorted: bool = True) -> Any:
 FOLDERS: list[Path] = []
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory):
+def fill(folder: Path) -> None:
     """Files for the arguments that name one: an LSTM in ONNX, a checkpoint, and neither."""
-    FOLDERS.append(tmp_path_factory.mktemp("fuzz"))
+    FOLDERS.append(folder)
     onnx_export.export_onnx(lstm().eval(), torch.randn(T, N, I), here("lstm.onnx"))
     training.fit(**trained({"epochs": 1, "checkpoint": here("checkpoint")}))
     here("text").write_text("no such file", encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    fill(tmp_path_factory.mktemp("fuzz"))
     yield
     plt.close("all")
     FOLDERS.clear()

@@ -221,7 +221,9 @@ def make(folder, *arguments):
 
 def test_make_alone_lists_every_target(bare_checkout):
     listed = make(bare_checkout).stdout
-    for target in ("book", "pdf", "test", "stress", "pages", "lab", "notebooks", "sweep", "bench", "lint", "clean"):
+    for target in (
+        "book", "pdf", "test", "stress", "pages", "lab", "notebooks", "sweep", "bench", "mutate", "lint", "clean",
+    ):  # fmt: skip
         assert re.search(rf"^{target} +\S", listed, re.M)
 
 

@@ -76,6 +76,19 @@ def test_a_deep_stack_is_described_in_a_few_lines():
     assert "weight_ih_l8" not in text
     assert "… and 999,999,992 more layers, each with the shapes of layer 7" in text
     assert "more layers" not in LSTMSpec(2, 3, num_layers=8).describe()
+    assert "… and 1 more layers" in LSTMSpec(2, 3, num_layers=9).describe()
+
+
+def test_a_layer_reads_as_many_features_as_its_weights_have_columns():
+    spec = LSTMSpec(2, 6, 3, bidirectional=True, proj_size=4)
+    read = [spec.layer_input_size(layer) for layer in range(3)]
+    assert read == [spec.build().get_parameter(f"weight_ih_l{layer}").shape[1] for layer in range(3)]
+    with pytest.raises(ValueError, match=r"^layer must be an integer from 0 to 2, got 3$"):
+        spec.layer_input_size(3)
+
+
+def test_one_sequence_is_what_flops_counts_by_default():
+    assert LSTMSpec(2, 3).flops(7) == LSTMSpec(2, 3).flops(7, 1)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, ReferenceLSTM])
@@ -257,6 +270,7 @@ def test_describe_names_every_argument_that_is_not_the_default():
     first = spec.describe().partition("\n")[0]
     assert eval(first, {"nn": nn}).extra_repr() == spec.build().extra_repr()
     assert LSTMSpec(2, 3).describe().startswith("nn.LSTM(input_size=2, hidden_size=3)\n")
+    assert LSTMSpec(1, 1).describe().startswith("nn.LSTM(input_size=1, hidden_size=1)\n")
 
 
 def test_describe_follows_lengths_batch_and_dtype():
@@ -269,7 +283,14 @@ def test_describe_follows_lengths_batch_and_dtype():
 
 @pytest.mark.parametrize(
     ("hidden_size", "memory"),
-    [(1, "32 B"), (127, "254 KiB"), (10**4, "1.49 GiB"), (10**6, "14.55 TiB"), (10**8, "142.1 PiB")],
+    [
+        (1, "32 B"),
+        (127, "254 KiB"),
+        (10**4, "1.49 GiB"),
+        (10**6, "14.55 TiB"),
+        (10**8, "142.1 PiB"),
+        (3 * 10**8, "1,279 PiB"),
+    ],
 )
 def test_memory_is_given_in_the_largest_fitting_unit(hidden_size, memory):
     spec = LSTMSpec(1, hidden_size, bias=False)  # 4 · H · (1 + H) parameters of 4 bytes
