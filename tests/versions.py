@@ -111,7 +111,10 @@ def run_chapter(path: Path) -> dict[str, Any]:
     changed = {
         str(number): {"stored": printed(old), "now": clean(printed(new))}
         for number, (old, new) in enumerate(zip(before, code, strict=True), start=1)
-        if not ignored(old) and str(number) not in errors and printed(old).strip() != clean(printed(new))
+        if new.execution_count
+        and not ignored(old)
+        and str(number) not in errors
+        and printed(old).strip() != clean(printed(new))
     }
     for note in notes:
         note["error"], note["says"] = clean(note["error"]), [clean(text) for text in note["says"]]
