@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 from checks import ROOT
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
-from version_reports import PARTS, VersionReportError, Versions, load
+from version_reports import PARTS, VersionReportError, Versions, load, numbers
 
 from lstm_utils.claims import claims
 from lstm_utils.pitfalls import pitfall, pitfalls
@@ -42,7 +42,9 @@ def report(torch="2.9.0+cpu", python="3.11.7", **changes):
 def site(tmp_path):
     """A repository with the page alone: save(report) adds one, build() gives the text of each part."""
     (tmp_path / "reports").mkdir()
-    (tmp_path / "conf.py").write_text("", encoding="utf-8")
+    (tmp_path / "notebooks").mkdir()
+    for name in ("conf.py", "notebooks/01_cell.ipynb"):
+        (tmp_path / name).touch()
     (tmp_path / "requirements.lock").write_text("numpy==2.4.0\ntorch==2.9.0\n", encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text(
         '[project]\ndependencies = ["numpy", "torch>=2.9.0"]\nclassifiers = [\n'
@@ -86,7 +88,7 @@ def test_without_a_report_nothing_is_claimed(site):
         [[], ["Python 3.11"], ["Python 3.13"]],
         [["torch 2.9.0", "pinned, oldest accepted"], ["not run"], ["not run"]],
     ]
-    assert "No run supports any range." in said(parts["supported"])
+    assert "Nothing was run, so no range" in said(parts["supported"])
     assert "The pinned torch was not run." in said(parts["messages"])
     assert "Nothing was run." in said(parts["runs"])
 
@@ -95,11 +97,10 @@ def test_a_combination_without_a_file_is_named(site):
     site.save(report())
     parts = site.build()
     assert rows(parts["combinations"])[1][1:] == [["all as recorded"], ["not run"]]
-    assert "Everything is as recorded with torch 2.9.0, and with Python 3.11: 1 combination of 1" in said(
+    assert f"message and test is as recorded with: {OLD}." in said(parts["supported"])
+    assert "The runs support torch 2.9.0 to 2.9.0, with Python 3.11. No run here supports Python 3.13." in said(
         parts["supported"]
     )
-    assert "torch from 2.9.0 on, the oldest with which these tests pass." in said(parts["supported"])
-    assert "Not run here: Python 3.13." in said(parts["supported"])
     for part, text in {"verdicts": "No verdict", "failures": "Every chapter ran", "tests": "No test failed"}.items():
         assert text in said(parts[part])
     assert rows(parts["runs"])[1] == [
@@ -122,7 +123,8 @@ def test_another_version_stands_above_with_all_that_differs(site):
     table = rows(parts["combinations"])
     assert [row[0][0] for row in table[1:]] == ["torch 2.10.0", "torch 2.9.0"]  # as numbers, not as texts
     assert table[1][1] == ["cell failed: 1", "verdict differs: 1", "message differs: 1", "test failed: 1"]
-    assert f"Something differs with {NEW}" in said(parts["supported"])
+    assert f"Something of that fails with: {NEW}." in said(parts["supported"])
+    assert "The runs support torch 2.9.0 to 2.9.0, with" in said(parts["supported"])
     assert rows(parts["verdicts"])[1] == [["G01"], ["AuditError: G01 holds: no"], [NEW]]
     assert rows(parts["failures"])[1] == [["01 cell, cell 7"], ["TypeError: no"], [NEW]]
     assert rows(parts["messages"]) == [
@@ -146,9 +148,32 @@ def test_the_same_difference_in_two_versions_is_one_row(site):
     assert row[3] == ["torch 2.11.0, Python 3.11", NEW]
 
 
-def test_a_bound_that_no_run_supports_is_called_so(site):
-    site.save(report("2.10.0"))
-    assert "torch from 2.9.0 on, and no run supports that." in said(site.build()["supported"])
+def test_the_range_ends_before_the_first_torch_that_fails(site):
+    failed = {"passed": 3, "failed": {"test_x::test_y": "no"}, "skipped": {}}
+    for torch, tests in {"2.8.0": failed, "2.9.0": REPORT["tests"], "2.10.0": REPORT["tests"]}.items():
+        site.save(report(torch, tests=tests))
+    assert "The runs support torch 2.9.0 to 2.10.0, with Python 3.11." in said(site.build()["supported"])
+    site.save(report("2.10.0", python="3.13.0", tests=failed))
+    site.save(report("2.11.0"))
+    assert "The runs support torch 2.9.0 to 2.9.0, with Python 3.11." in said(site.build()["supported"])
+    site.save(report("2.9.0", tests=failed))
+    assert "No run supports that bound." in said(site.build()["supported"])
+
+
+def test_a_message_that_differs_leaves_the_range(site):
+    site.save(report())
+    site.save(report("2.10.0", pitfalls={"P13": {"error": "PitfallError: x", "says": []}}))
+    assert "support torch 2.9.0 to 2.10.0" in said(site.build()["supported"])
+    assert f"message and test is as recorded with: {OLD}." in said(site.build()["supported"])
+
+
+def test_a_partial_run_is_called_so(site, tmp_path):
+    (tmp_path / "notebooks" / "02_more.ipynb").touch()
+    site.save(report())
+    parts = site.build()
+    assert rows(parts["combinations"])[1][1] == ["all as recorded", "1 of 2 chapters not run"]
+    assert "message and test is as recorded with: none." in said(parts["supported"])
+    assert f"Only a part of the chapters was run with: {OLD}." in said(parts["supported"])
 
 
 def test_a_new_or_changed_report_changes_the_page(site):
@@ -166,7 +191,7 @@ def test_a_new_or_changed_report_changes_the_page(site):
         ("{", "2.9.0-py3.11.json is no report of `make versions`"),
         ("[]", "is not of type 'object'"),
         (json.dumps(report() | {"schema": 2}), "1 was expected"),
-        (json.dumps(report() | {"claims": {}}), "should be non-empty|does not have enough properties"),
+        (json.dumps(report() | {"chapters": {}}), "should be non-empty|does not have enough properties"),
         (json.dumps(report() | {"more": 1}), "'more' was unexpected"),
         (json.dumps(report() | {"tests": {"passed": -1, "failed": {}, "skipped": {}}}), "-1 is less than"),
         (json.dumps({name: value for name, value in report().items() if name != "tests"}), "'tests' is a required"),
@@ -184,21 +209,25 @@ def test_a_malformed_report_stops_the_build(site, text, message):
 
 def test_the_stated_range_has_its_evidence():
     stated = Versions.of(ROOT, versions.REPORTS)
-    for torch in (stated.oldest, stated.pinned):  # the two that everything else is said to lie between, or near
-        assert not stated.reports[torch, stated.pythons[0]].failed
-        assert not stated.reports[torch, stated.pythons[0]].contradicted
     assert stated.baseline.holds
-    assert any(torch not in (stated.oldest, stated.pinned) for torch, _ in stated.reports)
+    assert stated.missing(stated.baseline) == []
+    assert not stated.reports[stated.oldest, stated.pythons[0]].failed
+    assert not stated.reports[stated.oldest, stated.pythons[0]].contradicted
+    assert any(numbers(torch) > numbers(stated.pinned) for torch, _ in stated.reports)
+    assert any(numbers(torch) < numbers(stated.pinned) for torch, _ in stated.reports)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == f">={stated.pythons[0]}"
 
 
 @pytest.mark.parametrize("path", sorted(versions.REPORTS.glob("*.json")), ids=lambda path: path.stem)
-def test_a_report_covers_the_whole_book(path):
+def test_a_report_is_of_this_book(path):
     content = load(path).content
-    assert set(content["chapters"]) == {notebook.stem for notebook in versions.NOTEBOOKS}
-    assert set(content["claims"]) == {c.id for c in claims().values() if c.verdict not in ("open", "not-testable")}
-    assert set(content["pitfalls"]) == {entry.id for entry in pitfalls().values() if not entry.unexecuted}
+    ran, known = set(content["chapters"]), {notebook.stem for notebook in versions.NOTEBOOKS}
+    judged = {claim.id for claim in claims().values() if claim.verdict not in ("open", "not-testable")}
+    shown = {entry.id for entry in pitfalls().values() if not entry.unexecuted}
+    assert versions.GALLERY in ran <= known
+    assert set(content["claims"]) == {name for name in judged if claims()[name].chapter in ran}
+    assert set(content["pitfalls"]) == shown
     assert str(Path.home()) not in path.read_text(encoding="utf-8")
 
 
@@ -269,8 +298,8 @@ def test_tests_are_counted_and_failures_named(tmp_path):
 
 def test_every_module_of_the_package_that_has_tests_is_tested():
     names = {path.stem for path in versions.package_tests()}
-    assert {"test_spec", "test_pitfalls", "test_onnx_export", "test_sweep"} <= names
-    assert not {"test_book", "test_browser", "test_notebooks", "test_pdf", "test_versions"} & names
+    assert {"test_spec", "test_pitfalls", "test_onnx_export", "test_runtimes"} <= names
+    assert not {"test_sweep", "test_book", "test_browser", "test_notebooks", "test_pdf", "test_versions"} & names
 
 
 @pytest.mark.parametrize(("wrong", "status"), [("", 0), ("AuditError: no", 1)])

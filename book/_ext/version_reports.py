@@ -13,20 +13,19 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 from docutils import nodes
-from hardware_reports import bullets, count, table
+from hardware_reports import bullets, table
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
 Pair = tuple[str, str]  # torch, Python
-TEXT = {"type": "string"}
-TEXTS = {"type": "object", "additionalProperties": TEXT}
 
 
 def record(**fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,30 +33,25 @@ def record(**fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": list(fields), "additionalProperties": False, "properties": fields}
 
 
-def each(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a mapping of names to such values, with one entry or more."""
-    return {"type": "object", "minProperties": 1, "additionalProperties": value}
+def each(value: Mapping[str, Any], at_least: int = 0) -> dict[str, Any]:
+    """The schema of a mapping of names to such values."""
+    return {"type": "object", "minProperties": at_least, "additionalProperties": value}
 
 
+TEXT = {"type": "string"}
 SCHEMA = record(
     schema={"const": 1},
     date={"type": "string", "pattern": r"^\d{4}-\d\d-\d\d$"},
     python={"type": "string", "pattern": r"^\d+\.\d+\.\d+"},
-    versions={**TEXTS, "required": ["torch"]},
+    versions={**each(TEXT), "required": ["torch"]},
     hardware=TEXT,
     chapters=each(
-        record(
-            cells={"type": "integer", "minimum": 0},
-            errors=TEXTS,
-            changed={
-                "type": "object",
-                "additionalProperties": record(stored=TEXT, now=TEXT),
-            },
-        )
+        record(cells={"type": "integer", "minimum": 1}, errors=each(TEXT), changed=each(record(stored=TEXT, now=TEXT))),
+        at_least=1,
     ),
     claims=each(TEXT),
     pitfalls=each(record(error=TEXT, says={"type": "array", "items": TEXT})),
-    tests=record(passed={"type": "integer", "minimum": 0}, failed=TEXTS, skipped=TEXTS),
+    tests=record(passed={"type": "integer", "minimum": 1}, failed=each(TEXT), skipped=each(TEXT)),
 )
 
 
@@ -156,6 +150,7 @@ class Versions:
     oldest: str  # torch that pyproject.toml accepts
     pinned: str  # torch of requirements.lock
     reports: Mapping[Pair, Report]
+    chapters: frozenset[str]
 
     @classmethod
     def of(cls, root: Path, folder: Path) -> Versions:
@@ -169,6 +164,7 @@ class Versions:
             next(found[1] for line in project["dependencies"] if (found := re.match(r"torch>=([\d.]+)", line))),
             re.search(r"^torch==([\d.]+)$", lock, re.M)[1],
             {report.pair: report for report in reports},
+            frozenset(path.stem for path in (root / "notebooks").glob("*.ipynb")),
         )
 
     @cached_property
@@ -185,6 +181,10 @@ class Versions:
     def newest_first(self) -> list[Report]:
         """The reports in the order in which the page tells of them."""
         return sorted(self.reports.values(), key=lambda report: tuple(map(numbers, report.pair)), reverse=True)
+
+    def missing(self, report: Report) -> list[str]:
+        """The chapters that a partial run left out."""
+        return sorted(self.chapters - set(report.content["chapters"]))
 
     @property
     def baseline(self) -> Report | None:
@@ -208,8 +208,10 @@ def combinations(versions: Versions) -> Iterator[nodes.Node]:
             "message differs": len(report.otherwise),
             "test failed": len(report.failed),
         }
-        told = [f"{kind}: {number}" for kind, number in parts.items() if number]
-        return "\n".join(told) or "all as recorded"
+        told = [f"{kind}: {number}" for kind, number in parts.items() if number] or ["all as recorded"]
+        if missing := versions.missing(report):
+            told.append(f"{len(missing)} of {len(versions.chapters)} chapters not run")
+        return "\n".join(told)
 
     def label(torch: str) -> str:
         notes = {"pinned": torch == versions.pinned, "oldest accepted": torch == versions.oldest}
@@ -222,34 +224,41 @@ def combinations(versions: Versions) -> Iterator[nodes.Node]:
 
 def supported(versions: Versions) -> Iterator[nodes.Node]:
     """The range, as the runs support it."""
-    good = [report for report in versions.newest_first if report.holds]
-    if not good:
-        yield nodes.paragraph(text="No run supports any range.")
+    ran = versions.newest_first
+    if not ran:
+        yield nodes.paragraph(text="Nothing was run, so no range is supported.")
         return
 
-    def span(reports: Iterable[Report], which: int) -> list[str]:
-        return sorted({report.pair[which] for report in reports}, key=numbers)
+    def told(reports: Iterable[Report]) -> str:
+        return "; ".join(report.name for report in reports) or "none"
 
-    torches, pythons = span(good, 0), span(good, 1)
-    bad = [report.name for report in versions.newest_first if not report.holds]
-    lines = [
-        f"Everything is as recorded with torch {', '.join(torches)}, and with Python {', '.join(pythons)}: "
-        f"{count(len(good), 'combination')} of {len(versions.reports)} that were run.",
-    ]
-    if bad:
-        lines.append(f"Something differs with {'; '.join(bad)}: see below what.")
-    able = [report for report in versions.newest_first if not report.failed]
-    lines.append(f"Every test of lstm_utils passes with torch {', '.join(span(able, 0))}.")
-    accepted = f"pyproject.toml accepts torch from {versions.oldest} on"
-    first = span(able, 0)[0] if able else ""
-    if versions.oldest == first:
-        lines.append(f"{accepted}, the oldest with which these tests pass.")
+    whole = [report for report in ran if not versions.missing(report)]
+    passing = [report for report in ran if not (report.failed or report.contradicted)]
+    yield bullets(
+        [
+            f"Every chapter, verdict, message and test is as recorded with: {told(r for r in whole if r.holds)}.",
+            f"Every test of lstm_utils passes, and no verdict is contradicted, with: {told(passing)}.",
+            f"Something of that fails with: {told(report for report in ran if report not in passing)}.",
+            f"Only a part of the chapters was run with: {told(report for report in ran if report not in whole)}.",
+        ]
+    )
+    text = f"pyproject.toml accepts torch from {versions.oldest} on and Python from {versions.pythons[0]} on. "
+    tried = sorted(
+        {report.pair[0] for report in ran if numbers(report.pair[0]) >= numbers(versions.oldest)}, key=numbers
+    )
+    failing = {report.pair[0] for report in ran if report not in passing}
+    held = list(takewhile(lambda torch: torch not in failing, tried))
+    pythons = {report.pair[1] for report in passing if report.pair[0] in held}
+    if held[:1] == [versions.oldest]:
+        text += (
+            f"The runs support torch {held[0]} to {held[-1]}, with Python {', '.join(sorted(pythons, key=numbers))}."
+        )
     else:
-        lines.append(f"{accepted}, and no run supports that.")
-    missing = [python for python in versions.pythons if python not in span(versions.reports.values(), 1)]
-    if missing:
-        lines.append(f"Not run here: Python {', '.join(missing)}.")
-    yield bullets(lines)
+        text += "No run supports that bound."
+    untried = [python for python in versions.pythons if python not in pythons]
+    if untried:
+        text += f" No run here supports Python {', '.join(untried)}."
+    yield nodes.paragraph("", "", nodes.strong(text=text))
 
 
 def differing(
