@@ -174,6 +174,8 @@ def test_a_partial_run_is_called_so(site, tmp_path):
     assert rows(parts["combinations"])[1][1] == ["all as recorded", "1 of 2 chapters not run"]
     assert "message and test is as recorded with: none." in said(parts["supported"])
     assert f"Only a part of the chapters was run with: {OLD}." in said(parts["supported"])
+    site.save(report("2.10.0", chapters={"02_more": REPORT["chapters"]["01_cell"]}))
+    assert "No compared cell differs." in said(site.build()["facts"])  # none was run in both
 
 
 def test_a_new_or_changed_report_changes_the_page(site):
@@ -294,6 +296,11 @@ def test_tests_are_counted_and_failures_named(tmp_path):
     (tmp_path / "test_one.py").write_text("import no_such_package", encoding="utf-8")
     [error] = versions.run_tests([tmp_path / "test_one.py"])["failed"].values()
     assert "collection failure" in error
+    (tmp_path / "test_one.py").write_text("import os\nos.abort()", encoding="utf-8")
+    (tmp_path / "test_two.py").write_text(TESTS, encoding="utf-8")
+    ran = versions.run_tests([tmp_path / "test_one.py", tmp_path / "test_two.py"])
+    assert ran["failed"]["test_one"].startswith("pytest ended with status -6: ")
+    assert (ran["passed"], set(ran["failed"])) == (1, {"test_one", "test_two::test_fails"})
 
 
 def test_every_module_of_the_package_that_has_tests_is_tested():

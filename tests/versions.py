@@ -123,26 +123,30 @@ def run_chapter(path: Path) -> dict[str, Any]:
 
 
 def run_tests(files: Iterable[Path]) -> dict[str, Any]:
-    """Run test modules, and return how many passed, and what became of the others."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "junit.xml")
-        options = ["-q", "-p", "no:cacheprovider", "--color=no", f"--junitxml={path}"]
-        command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
-        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if not path.exists():
-            return {"passed": 0, "skipped": {}, "failed": {"pytest": clean(ran.stdout + ran.stderr)[-500:]}}
-        cases = list(ElementTree.parse(path).iter("testcase"))
+    """Run test modules, and return how many tests passed, and what became of the others.
+
+    Each module has a process of its own, and one that crashes is a failure of its module.
+    """
     passed, found = 0, {"skipped": {}, "failed": {}}
-    for case in cases:
-        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
-        if (
-            bad := next((case.find(kind) for kind in ("failure", "error") if case.find(kind) is not None), None)
-        ) is not None:
-            found["failed"][name] = clean(bad.get("message", ""))[:500]
-        elif (skipped := case.find("skipped")) is not None:
-            found["skipped"][name] = clean(skipped.get("message", ""))
-        else:
-            passed += 1
+    for file in files:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "junit.xml")
+            options = ["-q", "-p", "no:cacheprovider", "--color=no", f"--junitxml={path}"]
+            command = [sys.executable, "-m", "pytest", *options, str(file)]
+            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if not path.exists():
+                end = clean(ran.stdout + ran.stderr)[-300:]
+                found["failed"][file.stem] = f"pytest ended with status {ran.returncode}: {end}"
+                continue
+            cases = list(ElementTree.parse(path).iter("testcase"))
+        for case in cases:
+            name = f"{file.stem}::{case.get('name')}"
+            results = {kind: case.find(kind) for kind in ("failure", "error", "skipped")}
+            [(kind, result)] = [(k, r) for k, r in results.items() if r is not None][:1] or [("", None)]
+            if kind:
+                found["skipped" if kind == "skipped" else "failed"][name] = clean(result.get("message", ""))[:500]
+            else:
+                passed += 1
     return {"passed": passed, **found}
 
 

@@ -111,6 +111,11 @@ class Report:
             for cell, texts in found["changed"].items()
         }
 
+    def ran(self, cell: Pair) -> bool:
+        """Whether a cell, by chapter and number, was reached and did not fail."""
+        chapter = self.content["chapters"].get(cell[0], {"cells": 0})
+        return int(cell[1]) <= chapter["cells"] and cell not in self.stopped
+
     @property
     def failed(self) -> Mapping[str, str]:
         """Tests of lstm_utils that failed."""
@@ -315,7 +320,9 @@ def facts(versions: Versions) -> Iterator[nodes.Node]:
     base = versions.baseline
     rows: dict[tuple[str, str, str], list[str]] = {}
     for report in versions.newest_first if base else ():
-        for cell in sorted({*report.changed, *base.changed} - {*report.stopped, *base.stopped}):
+        for cell in sorted({*report.changed, *base.changed}, key=lambda cell: (cell[0], int(cell[1]))):
+            if not (report.ran(cell) and base.ran(cell)):
+                continue
             stored = (report.changed.get(cell) or base.changed[cell])["stored"]
             old, new = (one.changed.get(cell, {"now": stored})["now"].splitlines() for one in (base, report))
             gone, come = [line for line in old if line not in new], [line for line in new if line not in old]
