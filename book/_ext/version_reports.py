@@ -136,10 +136,14 @@ def load(path: Path) -> Report:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         jsonschema.validate(content, SCHEMA)
-    except (ValueError, jsonschema.ValidationError) as error:
-        first = str(error).partition("\n")[0]
+    except ValueError as error:
         raise VersionReportError(
-            f"{path.name} is no report of `make versions`, which would write one: {first}"
+            f"{path.name} is no report of `make versions`, which would write one: {error}"
+        ) from error
+    except jsonschema.ValidationError as error:
+        wrong = f"{error.json_path}: {error.message}"
+        raise VersionReportError(
+            f"{path.name} is no report of `make versions`, which would write one: {wrong}"
         ) from error
     report = Report(content)
     if path.name != (expected := "{}-py{}.json".format(*report.pair)):
