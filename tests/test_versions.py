@@ -305,7 +305,7 @@ def test_tests_are_counted_and_failures_named(tmp_path):
 
 def test_every_module_of_the_package_that_has_tests_is_tested():
     names = {path.stem for path in versions.package_tests()}
-    assert {"test_spec", "test_pitfalls", "test_onnx_export", "test_runtimes"} <= names
+    assert {"test_spec", "test_pitfalls", "test_diagnose", "test_reference"} <= names
     assert not {"test_sweep", "test_book", "test_browser", "test_notebooks", "test_pdf", "test_versions"} & names
 
 

@@ -61,6 +61,7 @@ for owner, name in ((Claim, "expect"), (Pitfall, "expect"), (Pitfall, "happens")
     listen(owner, name)
 """
 GALLERY = "08_error_gallery"
+SLOW = {"bench", "onnx_export", "runtimes", "speech", "sweep"}
 UNREACHED = "its cell did not get that far"
 
 
@@ -163,21 +164,25 @@ def held(notes: Mapping[str, list[dict[str, Any]]], expected: Iterable[str]) -> 
 def package_tests() -> list[Path]:
     """The test modules that belong to a module of lstm_utils: they need neither the book nor a browser.
 
-    Without those of its two long commands, which chapters 14 and ``make bench`` are about: they take minutes, and call
-    no part of torch that the others do not.
+    Without the slow ones, which compile, export or start programs: chapters 13, 14 and 17 do the same.
     """
-    names = sorted({path.stem for path in (ROOT / "lstm_utils").glob("*.py")} - {"bench", "sweep"})
+    names = sorted({path.stem for path in (ROOT / "lstm_utils").glob("*.py")} - SLOW)
     return [path for name in names if (path := ROOT / "tests" / f"test_{name}.py").exists()]
 
 
 def run(notebooks: Iterable[Path], tests: Iterable[Path]) -> dict[str, Any]:
-    """The report of this Python and this torch."""
+    """Run chapters and test modules, and return the report of this Python and this torch."""
     chapters = {}
     for path in notebooks:
         print(path.stem, end=" ", flush=True)
         chapters[path.stem] = run_chapter(path)
         print(len(chapters[path.stem]["errors"]) or "", flush=True)
-    notes = {name: chapter.pop("notes") for name, chapter in chapters.items()}
+    return summary(chapters, run_tests(tests))
+
+
+def summary(chapters: Mapping[str, dict[str, Any]], tests: Mapping[str, Any]) -> dict[str, Any]:
+    """The report, from what became of chapters and tests."""
+    notes = {name: chapter["notes"] for name, chapter in chapters.items()}
     judged = [claim for claim in claims().values() if claim.verdict not in ("open", "not-testable")]
     asserted = [claim.id for claim in judged if claim.chapter in chapters]
     shown = [entry.id for entry in pitfalls().values() if not entry.unexecuted and GALLERY in chapters]
@@ -187,10 +192,10 @@ def run(notebooks: Iterable[Path], tests: Iterable[Path]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "hardware": str(hardware("cpu")),
-        "chapters": chapters,
+        "chapters": {name: {k: v for k, v in found.items() if k != "notes"} for name, found in chapters.items()},
         "claims": {name: found["error"] for name, found in held(notes, asserted).items()},
         "pitfalls": held(notes, shown),
-        "tests": run_tests(tests),
+        "tests": tests,
     }
 
 
