@@ -312,7 +312,7 @@ def test_every_module_of_the_package_that_has_tests_is_tested():
 @pytest.mark.parametrize(("wrong", "status"), [("", 0), ("AuditError: no", 1)])
 def test_the_status_says_whether_something_differs(tmp_path, monkeypatch, capsys, wrong, status):
     content = report(claims={"G01": wrong})
-    monkeypatch.setattr(versions, "run", lambda *_: content)
+    monkeypatch.setattr(versions, "run", lambda *_: iter([report(), content]))
     assert versions.main(["--folder", str(tmp_path / "new")]) == status
     assert load(tmp_path / "new" / "2.9.0-py3.11.json").content == content
     printed = capsys.readouterr().out

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -170,14 +170,17 @@ def package_tests() -> list[Path]:
     return [path for name in names if (path := ROOT / "tests" / f"test_{name}.py").exists()]
 
 
-def run(notebooks: Iterable[Path], tests: Iterable[Path]) -> dict[str, Any]:
-    """Run chapters and test modules, and return the report of this Python and this torch."""
+def run(notebooks: Iterable[Path], tests: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Run test modules, then chapters, and yield the report of this Python and this torch as far as it goes.
+
+    A run that is stopped has so left a report, which the page tells from a whole one.
+    """
+    tested = run_tests(tests)
     chapters = {}
     for path in notebooks:
-        print(path.stem, end=" ", flush=True)
         chapters[path.stem] = run_chapter(path)
-        print(len(chapters[path.stem]["errors"]) or "", flush=True)
-    return summary(chapters, run_tests(tests))
+        print(f"{path.stem}: {len(chapters[path.stem]['errors'])} cells failed", flush=True)
+        yield summary(chapters, tested)
 
 
 def summary(chapters: Mapping[str, dict[str, Any]], tests: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,9 +221,10 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     folder = given.folder
     folder.mkdir(parents=True, exist_ok=True)
-    report = run([path for path in NOTEBOOKS if path.stem in given.chapters], package_tests())
-    path = folder / report_name(report)
-    write_whole(path, json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    by_name = {path.stem: path for path in NOTEBOOKS}
+    for report in run([by_name[name] for name in given.chapters], package_tests()):
+        path = folder / report_name(report)
+        write_whole(path, json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
     wrong = [
         f"chapter {name}, cell {cell}: {e}" for name, c in report["chapters"].items() for cell, e in c["errors"].items()
     ]
