@@ -6,12 +6,15 @@ LAB_ARGS ?=
 SWEEP_ARGS ?=
 MUTATE_ARGS ?=
 BENCH_ARGS ?= --output results/bench.json
+TORCH ?=
+VERSIONS_ARGS ?=
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 VENV := .venv
+LOCK := requirements.lock
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -21,7 +24,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Nothing is reported to anybody: ONNX Runtime would, from its import on.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help book pdf test stress pages lab notebooks sweep bench mutate lint clean
+.PHONY: help book pdf test stress pages lab notebooks sweep bench mutate versions lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +88,15 @@ mutate: $(STAMP) ## seed faults in the chapters, or in the modules that MUTATE_A
 		mutmut==3.8.1 libcst==1.9.0 rich==15.0.0 setproctitle==1.3.8
 	@PYTHONPATH=$(CURDIR)/_build/tools $(BIN)/python tests/mutate.py $(MUTATE_ARGS)
 
+# In an environment of its own for each torch and Python, with everything else as pinned.
+OTHER = _build/versions/$(TORCH)-$(notdir $(PYTHON))
+versions: ## what differs from the record under TORCH=2.14.1, PYTHON=...; writes a report to results/versions
+	@test -n "$(TORCH)" || { echo "Say which torch: make versions TORCH=2.14.1" >&2; exit 1; }
+	@mkdir -p _build/versions
+	@sed 's/^torch==.*/torch==$(TORCH)/' requirements.lock > $(OTHER).lock
+	@$(MAKE) --no-print-directory VENV=$(OTHER) LOCK=$(OTHER).lock $(OTHER)/.installed
+	@$(OTHER)/bin/python tests/versions.py $(VERSIONS_ARGS)
+
 clean: ## delete what was built (not the environment)
 	rm -rf _build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -95,7 +107,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks the venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV) (once; a few minutes, and a large download where torch is not cached)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.lock 2>$(VENV)/pip.log \
+	@$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(LOCK) 2>$(VENV)/pip.log \
 		|| { grep -m1 -iE 'error|could not' $(VENV)/pip.log >&2 || true; echo "The packages could not be installed; is there a network? Details: $(VENV)/pip.log" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . 2>>$(VENV)/pip.log \
 		|| { echo "lstm_utils could not be installed. Details: $(VENV)/pip.log" >&2; exit 1; }

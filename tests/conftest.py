@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +16,7 @@ from checks import HTML
 from pdf import browser_path
 from playwright.sync_api import Browser, sync_playwright
 
+LONG = 10  # seconds; what takes longer says why, by the marker of that name
 FLOORS = json.loads((Path(__file__).parent / "floors.json").read_text(encoding="utf-8"))
 
 
@@ -68,6 +69,30 @@ def pytest_configure(config: pytest.Config) -> None:
     whole = {Path(argument).name for argument in config.args} >= {"tests", "notebooks"} and config.getoption("nbval")
     if whole and not config.getoption("keyword") and not config.getoption("collectonly"):
         config.pluginmanager.register(Floors(), "floors")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport]:
+    report = yield
+    if call.duration > LONG:
+        mark = item.get_closest_marker("long")
+        reason = "a cell of a chapter" if item.path.suffix == ".ipynb" else "NO REASON IS GIVEN"
+        report.user_properties.append(("long", f"{call.duration:4.0f} s: {mark.args[0] if mark else reason}"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    lines = {
+        f"{value}: {report.nodeid}"
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "long"
+    }
+    if lines:
+        terminalreporter.section(f"over {LONG} s, and why")
+        for line in sorted(lines, reverse=True):
+            terminalreporter.write_line(line)
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -169,6 +169,7 @@ def test_memory_is_counted_in_turns():
     assert (found.low, found.ratio, found.high) == (0.375, 0.5, 0.625)
 
 
+@pytest.mark.long("measures memory in two processes, each of which imports torch")
 def test_the_peak_of_segments_is_lower():
     assert 0 < 2 * peak_of("segments", 1024) < peak_of("whole call", 1024)
 

@@ -23,6 +23,7 @@ def page(name):
     return parsed((HTML / f"{name}.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.long("reads every page, and looks up the target of every link")
 def test_every_page_is_there_and_sound():
     assert book_problems(HTML, toc_pages()) == []
 

@@ -47,6 +47,7 @@ def barriers(page, **options):
     return [f"{rule['id']}: {node['html']}" for rule in grave for node in rule["nodes"]]
 
 
+@pytest.mark.long("axe looks at the whole page, once in each theme")
 @pytest.mark.parametrize("name", [*toc_pages(), "search"])
 def test_a_page_has_no_barriers(visit, name):
     page = visit(name)
@@ -379,6 +380,7 @@ def test_without_script_the_button_is_a_link(visit):
     page.wait_for_url("**/book/errors.html")
 
 
+@pytest.mark.long("opens every page")
 def test_reading_on(visit):
     page = visit("book/index")
     for expected in toc_pages()[1:]:

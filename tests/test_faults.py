@@ -574,6 +574,7 @@ def expected(books):
     return books[2]
 
 
+@pytest.mark.long("builds a small book several times")
 @pytest.mark.stress
 @pytest.mark.parametrize("book", [1], indirect=True)
 @pytest.mark.parametrize("moment", ["running", "writing shows"])
@@ -592,6 +593,7 @@ def test_a_killed_book_is_finished_by_the_next_run(book, expected, moment):
     assert not (book.built / ".doctrees" / "unfinished").exists()
 
 
+@pytest.mark.long("builds a small book several times")
 @pytest.mark.stress
 @pytest.mark.parametrize("book", [2], indirect=True)
 def test_a_book_on_a_full_disk_fails_and_says_why_and_with_room_it_is_made(book, expected):
@@ -626,6 +628,7 @@ def cut(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
+@pytest.mark.long("builds a small book several times")
 @pytest.mark.stress
 @pytest.mark.parametrize("book", [2], indirect=True)
 @pytest.mark.parametrize("damage", [garbage, cut])
@@ -637,6 +640,7 @@ def test_damaged_doctrees_are_made_anew(book, expected, damage):
     assert book.pages() == expected
 
 
+@pytest.mark.long("builds a small book several times")
 @pytest.mark.stress
 @pytest.mark.parametrize("book", [2], indirect=True)
 def test_a_damaged_environment_and_a_damaged_cache_are_made_anew(book, expected):

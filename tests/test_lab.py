@@ -150,6 +150,7 @@ def opened(lab, browser):
     assert elsewhere == []
 
 
+@pytest.mark.long("starts JupyterLab and runs a chapter there, cell by cell")
 def test_a_chapter_in_jupyterlab(opened, checkout):
     before = digest()
     stored = nbformat.read(CHAPTER, as_version=4)

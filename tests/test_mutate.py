@@ -60,6 +60,7 @@ CHAPTER = [
 ]
 
 
+@pytest.mark.long("runs a small chapter, and its mutants")
 def test_what_a_careless_chapter_would_let_pass_is_listed(tmp_path):
     notebook = nbformat.v4.new_notebook()
     for number, (source, tags, text) in enumerate(CHAPTER, start=1):

@@ -165,6 +165,7 @@ def test_a_damaged_notebook_is_noticed(change, tmp_path):
     assert notebook_problems(damaged(with_figure, tmp_path, change))
 
 
+@pytest.mark.long("runs a chapter")
 @two_in_every_run
 def test_a_wrong_stored_number_is_noticed(path, tmp_path):
     def until_wrong_number(notebook):
@@ -201,6 +202,7 @@ def papermill(path, parameters):
     return nbformat.read(out, as_version=4)
 
 
+@pytest.mark.long("runs a chapter")
 @two_in_every_run
 def test_another_seed_another_size_and_blank_exercises(path, tmp_path):
     # One run serves four purposes: papermill's parameters arrive from its command line, the chapter runs to its end

@@ -64,6 +64,7 @@ def small_books(tmp_path_factory):
     return found
 
 
+@pytest.mark.long("builds a small book three times")
 @pytest.mark.parametrize("state", ["without", "without again"])
 def test_without_addresses_nothing_needs_one(small_books, state):
     html = small_books[state]

@@ -192,6 +192,7 @@ def test_a_run_that_executed_less_is_noticed():
     assert len(shortfalls({}, FLOORS)) == len(FLOORS)
 
 
+@pytest.mark.long("starts a run of its own")
 def test_a_run_of_no_notebook_is_red(tmp_path):
     for folder in ("tests", "notebooks"):
         (tmp_path / folder).mkdir()
@@ -222,9 +223,23 @@ def make(folder, *arguments):
 def test_make_alone_lists_every_target(bare_checkout):
     listed = make(bare_checkout).stdout
     for target in (
-        "book", "pdf", "test", "stress", "pages", "lab", "notebooks", "sweep", "bench", "mutate", "lint", "clean",
+        "book", "pdf", "test", "stress", "pages", "lab", "notebooks", "sweep", "bench", "mutate", "versions", "lint",
+        "clean",
     ):  # fmt: skip
         assert re.search(rf"^{target} +\S", listed, re.M)
+
+
+def test_another_torch_gets_an_environment_of_its_own(bare_checkout):
+    assert "Say which torch: make versions TORCH=2.14.1" in make(bare_checkout, "versions").stderr
+    python = fake_python(bare_checkout, f'echo "$0 $*" >> {bare_checkout}/said; {COPIES_ITSELF}')
+    result = make(bare_checkout, "versions", "TORCH=9.8.7", f"PYTHON={python}", "VERSIONS_ARGS=--folder x")
+    assert result.returncode == 0, result.stderr
+    [lock] = (bare_checkout / "_build" / "versions").glob("9.8.7-*.lock")
+    assert lock.read_text(encoding="utf-8") == LOCK.replace("torch==2.13.0", "torch==9.8.7")
+    *_, installed, _, last = (bare_checkout / "said").read_text(encoding="utf-8").splitlines()
+    assert installed.endswith(f"-r {lock.relative_to(bare_checkout)}")
+    assert last == f"{lock.relative_to(bare_checkout).with_suffix('')}/bin/python tests/versions.py --folder x"
+    assert not (bare_checkout / ".venv").exists()
 
 
 def fake_python(folder, script):
@@ -232,6 +247,10 @@ def fake_python(folder, script):
     path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     path.chmod(0o755)
     return path
+
+
+# Where it is to make an environment, it leaves itself in it.
+COPIES_ITSELF = 'case "$*" in *"-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac'
 
 
 @pytest.mark.parametrize(

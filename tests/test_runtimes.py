@@ -36,6 +36,7 @@ def runs(prepared, name):
     return got
 
 
+@pytest.mark.long("compiles the LSTM for every runtime, once")
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_every_runtime_gives_the_numbers_of_pytorch(prepared, name):
     runtime = runs(prepared, name)
@@ -220,6 +221,7 @@ def test_logging_and_the_environment_are_restored(prepared):
     assert prepared
 
 
+@pytest.mark.long("a process of its own, with OpenVINO in it")
 def test_a_signal_finds_its_stack_after_openvino_is_gone(tmp_path):
     program = """
 import gc, signal, subprocess, sys, torch

@@ -1,0 +1,320 @@
+"""The page "What changed between versions", rendered alone; the program that writes its reports; the stated range."""
+
+import copy
+import io
+import json
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import versions
+from bs4 import BeautifulSoup
+from checks import ROOT
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
+from version_reports import PARTS, VersionReportError, Versions, load, numbers
+
+from lstm_utils.claims import claims
+from lstm_utils.pitfalls import pitfall, pitfalls
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+OLD, NEW = "torch 2.9.0, Python 3.11", "torch 2.10.0, Python 3.11"
+REPORT = {
+    "schema": 1,
+    "date": "2026-01-31",
+    "python": "3.11.7",
+    "versions": {"torch": "2.9.0+cpu", "numpy": "2.4.0"},
+    "hardware": "CPU · some processor",
+    "chapters": {"01_cell": {"cells": 30, "errors": {}, "changed": {"4": {"stored": "a\nb", "now": "a\nquick"}}}},
+    "claims": {"G01": "", "G02": ""},
+    "pitfalls": {"P13": {"error": "", "says": ["RuntimeError: old words", "RuntimeError: same"]}},
+    "tests": {"passed": 1234, "failed": {}, "skipped": {"test_a::b": "no compiler"}},
+}
+
+
+def report(torch="2.9.0+cpu", python="3.11.7", **changes):
+    return copy.deepcopy(REPORT) | {"versions": {"torch": torch, "numpy": "2.4.0"}, "python": python} | changes
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A repository with the page alone: save(report) adds one, build() gives the text of each part."""
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    for name in ("conf.py", "notebooks/01_cell.ipynb"):
+        (tmp_path / name).touch()
+    (tmp_path / "requirements.lock").write_text("numpy==2.4.0\ntorch==2.9.0\n", encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["numpy", "torch>=2.9.0"]\nclassifiers = [\n'
+        '"Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.13"]\n',
+        encoding="utf-8",
+    )
+    parts = "".join(f"\n{part}\n{'-' * len(part)}\n\n.. version-reports:: {part}\n" for part in PARTS)
+    (tmp_path / "index.rst").write_text(f"Page\n====\n{parts}", encoding="utf-8")
+
+    class Site:
+        folder = tmp_path / "reports"
+
+        def save(self, content):
+            (self.folder / versions.report_name(content)).write_text(json.dumps(content), encoding="utf-8")
+
+        def build(self):
+            warned, settings = io.StringIO(), {"extensions": ["version_reports"], "version_reports_folder": "reports"}
+            out = str(tmp_path / "html")
+            with docutils_namespace():
+                doctrees = f"{out}/.doctrees"
+                Sphinx(str(tmp_path), None, out, doctrees, "html", settings, status=None, warning=warned).build()
+            assert warned.getvalue() == ""
+            page = BeautifulSoup(Path(out, "index.html").read_text(encoding="utf-8"), "html.parser")
+            return {part: page.select_one(f"section#{part}") for part in PARTS}
+
+    return Site()
+
+
+def rows(section):
+    """The cells of a table, each a list of its paragraphs; the titles first."""
+    return [[[p.get_text() for p in cell.select("p")] for cell in row.select("th, td")] for row in section.select("tr")]
+
+
+def said(section):
+    return " ".join(section.get_text(" ").split())
+
+
+def test_without_a_report_nothing_is_claimed(site):
+    parts = site.build()
+    assert rows(parts["combinations"]) == [
+        [[], ["Python 3.11"], ["Python 3.13"]],
+        [["torch 2.9.0", "pinned, oldest accepted"], ["not run"], ["not run"]],
+    ]
+    assert "Nothing was run, so no range" in said(parts["supported"])
+    assert "The pinned torch was not run." in said(parts["messages"])
+    assert "Nothing was run." in said(parts["runs"])
+
+
+def test_a_combination_without_a_file_is_named(site):
+    site.save(report())
+    parts = site.build()
+    assert rows(parts["combinations"])[1][1:] == [["all as recorded"], ["not run"]]
+    assert f"message and test is as recorded with: {OLD}." in said(parts["supported"])
+    assert "The runs support torch 2.9.0 to 2.9.0, with Python 3.11. No run here supports Python 3.13." in said(
+        parts["supported"]
+    )
+    for part, text in {"verdicts": "No verdict", "failures": "Every chapter ran", "tests": "No test failed"}.items():
+        assert text in said(parts[part])
+    assert rows(parts["runs"])[1] == [
+        [OLD],
+        ["cells: 30", "claims: 2", "pitfalls: 1", "tests passed: 1,234", "tests skipped: 1"],
+        ["CPU · some processor"],
+        ["numpy 2.4.0"],
+        ["2026-01-31"],
+    ]
+
+
+def test_another_version_stands_above_with_all_that_differs(site):
+    broken = {"cells": 9, "errors": {"7": "TypeError: no"}, "changed": {"3": {"stored": "c\nd", "now": "c\ne"}}}
+    says = {"error": "PitfallError: P13 is recorded as", "says": ["RuntimeError: new words", "RuntimeError: same"]}
+    tests = {"passed": 3, "failed": {"test_x::test_y": "assert 1 == 2"}, "skipped": {}}
+    new = report("2.10.0+cu130", claims={"G01": "AuditError: G01 holds: no", "G02": ""}, tests=tests)
+    site.save(report())
+    site.save(new | {"chapters": {"01_cell": broken}, "pitfalls": {"P13": says}})
+    parts = site.build()
+    table = rows(parts["combinations"])
+    assert [row[0][0] for row in table[1:]] == ["torch 2.10.0", "torch 2.9.0"]  # as numbers, not as texts
+    assert table[1][1] == ["cell failed: 1", "verdict differs: 1", "message differs: 1", "test failed: 1"]
+    assert f"Something of that fails with: {NEW}." in said(parts["supported"])
+    assert "The runs support torch 2.9.0 to 2.9.0, with" in said(parts["supported"])
+    assert rows(parts["verdicts"])[1] == [["G01"], ["AuditError: G01 holds: no"], [NEW]]
+    assert rows(parts["failures"])[1] == [["01 cell, cell 7"], ["TypeError: no"], [NEW]]
+    assert rows(parts["messages"]) == [
+        [["Pitfall"], [f"With {OLD}"], ["With another version"], ["Where"]],
+        [["P13"], ["RuntimeError: old words"], ["RuntimeError: new words"], [NEW]],
+    ]
+    # The quick form changes cell 4 under the pinned torch alone, where the new one prints what is stored.
+    assert rows(parts["facts"])[1:] == [
+        [["01 cell, cell 3"], ["d"], ["e"], [NEW]],
+        [["01 cell, cell 4"], ["quick"], ["b"], [NEW]],
+    ]
+    assert rows(parts["tests"])[1] == [["test_x::test_y"], ["assert 1 == 2"], [NEW]]
+
+
+def test_the_same_difference_in_two_versions_is_one_row(site):
+    site.save(report())
+    for torch in ("2.10.0", "2.11.0"):
+        site.save(report(torch, pitfalls={"P13": {"error": "x", "says": []}}))
+    [_, row] = rows(site.build()["messages"])
+    assert row[1:3] == [["RuntimeError: old words", "RuntimeError: same"], ["x"]]
+    assert row[3] == ["torch 2.11.0, Python 3.11", NEW]
+
+
+def test_the_range_ends_before_the_first_torch_that_fails(site):
+    failed = {"passed": 3, "failed": {"test_x::test_y": "no"}, "skipped": {}}
+    for torch, tests in {"2.8.0": failed, "2.9.0": REPORT["tests"], "2.10.0": REPORT["tests"]}.items():
+        site.save(report(torch, tests=tests))
+    assert "The runs support torch 2.9.0 to 2.10.0, with Python 3.11." in said(site.build()["supported"])
+    site.save(report("2.10.0", python="3.13.0", tests=failed))
+    site.save(report("2.11.0"))
+    assert "The runs support torch 2.9.0 to 2.9.0, with Python 3.11." in said(site.build()["supported"])
+    site.save(report("2.9.0", tests=failed))
+    assert "No run supports that bound." in said(site.build()["supported"])
+
+
+def test_a_message_that_differs_leaves_the_range(site):
+    site.save(report())
+    site.save(report("2.10.0", pitfalls={"P13": {"error": "PitfallError: x", "says": []}}))
+    assert "support torch 2.9.0 to 2.10.0" in said(site.build()["supported"])
+    assert f"message and test is as recorded with: {OLD}." in said(site.build()["supported"])
+
+
+def test_a_partial_run_is_called_so(site, tmp_path):
+    (tmp_path / "notebooks" / "02_more.ipynb").touch()
+    site.save(report())
+    parts = site.build()
+    assert rows(parts["combinations"])[1][1] == ["all as recorded", "1 of 2 chapters not run"]
+    assert "message and test is as recorded with: none." in said(parts["supported"])
+    assert f"Only a part of the chapters was run with: {OLD}." in said(parts["supported"])
+    site.save(report("2.10.0", chapters={"02_more": REPORT["chapters"]["01_cell"]}))
+    assert "No compared cell differs." in said(site.build()["facts"])  # none was run in both
+
+
+def test_a_new_or_changed_report_changes_the_page(site):
+    site.save(report())
+    site.build()
+    site.save(report(claims={"G01": "AuditError: new", "G02": ""}))
+    assert "AuditError: new" in said(site.build()["verdicts"])
+    site.save(report(python="3.13.0"))
+    assert rows(site.build()["combinations"])[1][2] == ["all as recorded"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "2.9.0-py3.11.json is no report of `make versions`"),
+        ("[]", "is not of type 'object'"),
+        (json.dumps(report() | {"schema": 2}), "1 was expected"),
+        (json.dumps(report() | {"chapters": {}}), "should be non-empty|does not have enough properties"),
+        (json.dumps(report() | {"more": 1}), "'more' was unexpected"),
+        (json.dumps(report() | {"tests": {"passed": -1, "failed": {}, "skipped": {}}}), "-1 is less than"),
+        (json.dumps({name: value for name, value in report().items() if name != "tests"}), "'tests' is a required"),
+        (json.dumps(report("2.10.0")), "2.9.0-py3.11.json holds the report of torch 2.10.0, Python 3.11"),
+    ],
+)
+def test_a_malformed_report_stops_the_build(site, text, message):
+    (site.folder / "2.9.0-py3.11.json").write_text(text, encoding="utf-8")
+    with pytest.raises(VersionReportError, match=message):
+        site.build()
+
+
+# --- the reports of the book -----------------------------------------------------------------------------------------
+
+
+def test_the_stated_range_has_its_evidence():
+    stated = Versions.of(ROOT, versions.REPORTS)
+    assert stated.baseline.holds
+    assert stated.missing(stated.baseline) == []
+    assert not stated.reports[stated.oldest, stated.pythons[0]].failed
+    assert not stated.reports[stated.oldest, stated.pythons[0]].contradicted
+    assert any(numbers(torch) > numbers(stated.pinned) for torch, _ in stated.reports)
+    assert any(numbers(torch) < numbers(stated.pinned) for torch, _ in stated.reports)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == f">={stated.pythons[0]}"
+
+
+@pytest.mark.parametrize("path", sorted(versions.REPORTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_report_is_of_this_book(path):
+    content = load(path).content
+    ran, known = set(content["chapters"]), {notebook.stem for notebook in versions.NOTEBOOKS}
+    judged = {claim.id for claim in claims().values() if claim.verdict not in ("open", "not-testable")}
+    shown = {entry.id for entry in pitfalls().values() if not entry.unexecuted}
+    assert versions.GALLERY in ran <= known
+    assert set(content["claims"]) == {name for name in judged if claims()[name].chapter in ran}
+    assert set(content["pitfalls"]) == shown
+    assert str(Path.home()) not in path.read_text(encoding="utf-8")
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def chapter(folder, *cells):
+    """A chapter of such cells, (source, stored output), which stand after its parameters."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell("quick = False", metadata={"tags": ["parameters"]})]
+    for source, stored in cells:
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
+        notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", name="stdout", text=stored)] if stored else []
+    nbformat.write(notebook, folder / "06_parameter_counting.ipynb")
+    return folder / "06_parameter_counting.ipynb"
+
+
+def test_a_chapter_is_run_to_its_end_and_tells_what_differs(tmp_path):
+    known = pitfall("P13").messages[0]
+    path = chapter(
+        tmp_path,
+        ("from lstm_utils import audit, pitfall\nprint(quick, device)", "False auto\n"),
+        ("print('as before')", "as before\n"),
+        ("audit('G20').expect(claimed=42_240, measured=42_496)", "G20 false: claimed 42,240, measured 42,496\n"),
+        ("audit('G21').expect(claimed=1, measured=1)", ""),
+        (f"pitfall('P13').expect({'RuntimeError: ' + known!r})", ""),
+        ("pitfall('P14').expect('RuntimeError: other words')", ""),
+        ("raise OSError('\\x1b[31mno ' + __import__('sys').prefix)", ""),
+    )
+    ran = versions.run_chapter(path)
+    assert ran["cells"] == 8
+    assert list(ran["errors"]) == ["5", "7", "8"]
+    assert ran["errors"]["8"].startswith("OSError: no ")
+    assert ran["changed"] == {"2": {"stored": "False auto\n", "now": "True cpu"}}
+    told = versions.held({path.stem: ran["notes"]}, ["G20", "G21", "G22", "P13", "P14"])
+    assert told["G20"]["error"] == ""
+    assert told["G21"]["error"].startswith("AuditError: G21 ")
+    assert told["G22"]["error"] == versions.UNREACHED
+    assert told["P13"] == {"error": "", "says": [f"RuntimeError: {known}"]}
+    assert told["P14"]["error"].startswith("PitfallError: P14 is recorded as saying")
+    assert told["P14"]["says"] == ["RuntimeError: other words"]
+
+
+def test_a_kernel_that_dies_is_an_error_of_its_cell(tmp_path):
+    path = chapter(tmp_path, ("print(1)", "1\n"), ("import os; os._exit(1)", ""), ("print(2)", "2\n"))
+    ran = versions.run_chapter(path)
+    assert ran["errors"] == {"3": "DeadKernelError: Kernel died"}
+    assert "4" not in ran["changed"]
+
+
+TESTS = """
+import pytest
+def test_passes(): assert True
+def test_fails(): assert 1 == 2
+def test_skips(): pytest.skip("no compiler")
+"""
+
+
+def test_tests_are_counted_and_failures_named(tmp_path):
+    (tmp_path / "test_one.py").write_text(TESTS, encoding="utf-8")
+    ran = versions.run_tests([tmp_path / "test_one.py"])
+    assert (ran["passed"], list(ran["failed"].values())) == (1, ["assert 1 == 2"])
+    assert list(ran["skipped"].values()) == ["no compiler"]
+    (tmp_path / "test_one.py").write_text("import no_such_package", encoding="utf-8")
+    [error] = versions.run_tests([tmp_path / "test_one.py"])["failed"].values()
+    assert "collection failure" in error
+    (tmp_path / "test_one.py").write_text("import os\nos.abort()", encoding="utf-8")
+    (tmp_path / "test_two.py").write_text(TESTS, encoding="utf-8")
+    ran = versions.run_tests([tmp_path / "test_one.py", tmp_path / "test_two.py"])
+    assert ran["failed"]["test_one"].startswith("pytest ended with status -6: ")
+    assert (ran["passed"], set(ran["failed"])) == (1, {"test_one", "test_two::test_fails"})
+
+
+def test_every_module_of_the_package_that_has_tests_is_tested():
+    names = {path.stem for path in versions.package_tests()}
+    assert {"test_spec", "test_pitfalls", "test_diagnose", "test_reference"} <= names
+    assert not {"test_sweep", "test_book", "test_browser", "test_notebooks", "test_pdf", "test_versions"} & names
+
+
+@pytest.mark.parametrize(("wrong", "status"), [("", 0), ("AuditError: no", 1)])
+def test_the_status_says_whether_something_differs(tmp_path, monkeypatch, capsys, wrong, status):
+    content = report(claims={"G01": wrong})
+    monkeypatch.setattr(versions, "run", lambda *_: iter([report(), content]))
+    assert versions.main(["--folder", str(tmp_path / "new")]) == status
+    assert load(tmp_path / "new" / "2.9.0-py3.11.json").content == content
+    printed = capsys.readouterr().out
+    assert f"{status} differences; written to" in printed
+    assert (f"G01: {wrong}" in printed) == bool(wrong)
