@@ -44,7 +44,7 @@ pdf: book ## the book as one PDF, printed from its pages by Chromium; print wher
 test: lint pages ## lint, types, unit tests, every notebook against its stored outputs, the pages in a browser
 	@# The stored outputs are a CPU's: on a GPU, floats and kernels differ.
 	@CUDA_VISIBLE_DEVICES= PAGES=$(PAGES) $(BIN)/python -m pytest tests notebooks -m "not stress" \
-		--nbval --nbval-cell-timeout=300 --cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
+		--numprocesses=2 --dist=loadfile --nbval --nbval-cell-timeout=300 --cov=lstm_utils --cov-branch --cov-report=term $(PYTEST_ARGS)
 
 stress: book ## what takes too long for every run: the pages of `make book`, the PDF, every chapter with another seed
 	@$(BIN)/python -m pytest tests/test_book.py $(PYTEST_ARGS)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import chapter_head
@@ -26,6 +27,13 @@ def page(name):
 @pytest.mark.long("reads every page, and looks up the target of every link")
 def test_every_page_is_there_and_sound():
     assert book_problems(HTML, toc_pages()) == []
+
+
+def test_each_page_leads_to_the_next_and_back():
+    for before, after in pairwise(toc_pages()):
+        for name, link, target in ((before, "a.right-next", after), (after, "a.left-prev", before)):
+            led = (HTML / name).parent / page(name).select_one(link)["href"]
+            assert led.resolve() == (HTML / f"{target}.html").resolve()
 
 
 def test_no_page_is_left_from_an_earlier_state():

@@ -380,10 +380,9 @@ def test_without_script_the_button_is_a_link(visit):
     page.wait_for_url("**/book/errors.html")
 
 
-@pytest.mark.long("opens every page")
 def test_reading_on(visit):
     page = visit("book/index")
-    for expected in toc_pages()[1:]:
+    for expected in toc_pages()[1:6]:
         page.locator("a.right-next").click()
         assert page.url.endswith(f"{expected}.html")
 
