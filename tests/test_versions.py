@@ -30,7 +30,7 @@ REPORT = {
     "chapters": {"01_cell": {"cells": 30, "errors": {}, "changed": {"4": {"stored": "a\nb", "now": "a\nquick"}}}},
     "claims": {"G01": "", "G02": ""},
     "pitfalls": {"P13": {"error": "", "says": ["RuntimeError: old words", "RuntimeError: same"]}},
-    "tests": {"passed": 1234, "failed": {}, "skipped": {"test_a::b": "no compiler"}},
+    "tests": {"test_x": {"passed": 1234, "failed": {}, "skipped": {"test_b": "no compiler"}}},
 }
 
 
@@ -105,7 +105,7 @@ def test_a_combination_without_a_file_is_named(site):
         assert text in said(parts[part])
     assert rows(parts["runs"])[1] == [
         [OLD],
-        ["cells: 30", "claims: 2", "pitfalls: 1", "tests passed: 1,234", "tests skipped: 1"],
+        ["cells: 30", "claims: 2", "pitfalls: 1", "test modules: 1", "tests passed: 1,234", "tests skipped: 1"],
         ["CPU · some processor"],
         ["numpy 2.4.0"],
         ["2026-01-31"],
@@ -115,7 +115,7 @@ def test_a_combination_without_a_file_is_named(site):
 def test_another_version_stands_above_with_all_that_differs(site):
     broken = {"cells": 9, "errors": {"7": "TypeError: no"}, "changed": {"3": {"stored": "c\nd", "now": "c\ne"}}}
     says = {"error": "PitfallError: P13 is recorded as", "says": ["RuntimeError: new words", "RuntimeError: same"]}
-    tests = {"passed": 3, "failed": {"test_x::test_y": "assert 1 == 2"}, "skipped": {}}
+    tests = {"test_x": {"passed": 3, "failed": {"test_y": "assert 1 == 2"}, "skipped": {}}}
     new = report("2.10.0+cu130", claims={"G01": "AuditError: G01 holds: no", "G02": ""}, tests=tests)
     site.save(report())
     site.save(new | {"chapters": {"01_cell": broken}, "pitfalls": {"P13": says}})
@@ -123,7 +123,7 @@ def test_another_version_stands_above_with_all_that_differs(site):
     table = rows(parts["combinations"])
     assert [row[0][0] for row in table[1:]] == ["torch 2.10.0", "torch 2.9.0"]  # as numbers, not as texts
     assert table[1][1] == ["cell failed: 1", "verdict differs: 1", "message differs: 1", "test failed: 1"]
-    assert f"Something of that fails with: {NEW}." in said(parts["supported"])
+    assert f"Something of that fails, or no test was run, with: {NEW}." in said(parts["supported"])
     assert "The runs support torch 2.9.0 to 2.9.0, with" in said(parts["supported"])
     assert rows(parts["verdicts"])[1] == [["G01"], ["AuditError: G01 holds: no"], [NEW]]
     assert rows(parts["failures"])[1] == [["01 cell, cell 7"], ["TypeError: no"], [NEW]]
@@ -149,7 +149,7 @@ def test_the_same_difference_in_two_versions_is_one_row(site):
 
 
 def test_the_range_ends_before_the_first_torch_that_fails(site):
-    failed = {"passed": 3, "failed": {"test_x::test_y": "no"}, "skipped": {}}
+    failed = {"test_x": {"passed": 3, "failed": {"test_y": "no"}, "skipped": {}}}
     for torch, tests in {"2.8.0": failed, "2.9.0": REPORT["tests"], "2.10.0": REPORT["tests"]}.items():
         site.save(report(torch, tests=tests))
     assert "The runs support torch 2.9.0 to 2.10.0, with Python 3.11." in said(site.build()["supported"])
@@ -173,9 +173,14 @@ def test_a_partial_run_is_called_so(site, tmp_path):
     parts = site.build()
     assert rows(parts["combinations"])[1][1] == ["all as recorded", "1 of 2 chapters not run"]
     assert "message and test is as recorded with: none." in said(parts["supported"])
-    assert f"Only a part of the chapters was run with: {OLD}." in said(parts["supported"])
+    assert f"Only a part was run with: {OLD}." in said(parts["supported"])
     site.save(report("2.10.0", chapters={"02_more": REPORT["chapters"]["01_cell"]}))
-    assert "No compared cell differs." in said(site.build()["facts"])  # none was run in both
+    parts = site.build()
+    assert "No compared cell differs." in said(parts["facts"])  # none was run in both
+    site.save(report("2.10.0", tests={}))
+    parts = site.build()
+    assert rows(parts["combinations"])[1][1][1:] == ["1 of 2 chapters not run", "1 of 1 test modules not run"]
+    assert f"Something of that fails, or no test was run, with: {NEW}." in said(parts["supported"])
 
 
 def test_a_new_or_changed_report_changes_the_page(site):
@@ -195,7 +200,10 @@ def test_a_new_or_changed_report_changes_the_page(site):
         (json.dumps(report() | {"schema": 2}), "1 was expected"),
         (json.dumps(report() | {"chapters": {}}), "should be non-empty|does not have enough properties"),
         (json.dumps(report() | {"more": 1}), "'more' was unexpected"),
-        (json.dumps(report() | {"tests": {"passed": -1, "failed": {}, "skipped": {}}}), "-1 is less than"),
+        (
+            json.dumps(report(tests={"test_x": {"passed": -1, "failed": {}, "skipped": {}}})),
+            "tests.test_x.passed: -1 is",
+        ),
         (json.dumps({name: value for name, value in report().items() if name != "tests"}), "'tests' is a required"),
         (json.dumps(report("2.10.0")), "2.9.0-py3.11.json holds the report of torch 2.10.0, Python 3.11"),
     ],
@@ -289,18 +297,18 @@ def test_skips(): pytest.skip("no compiler")
 
 
 def test_tests_are_counted_and_failures_named(tmp_path):
-    (tmp_path / "test_one.py").write_text(TESTS, encoding="utf-8")
-    ran = versions.run_tests([tmp_path / "test_one.py"])
-    assert (ran["passed"], list(ran["failed"].values())) == (1, ["assert 1 == 2"])
-    assert list(ran["skipped"].values()) == ["no compiler"]
-    (tmp_path / "test_one.py").write_text("import no_such_package", encoding="utf-8")
-    [error] = versions.run_tests([tmp_path / "test_one.py"])["failed"].values()
+    module = tmp_path / "test_one.py"
+    module.write_text(TESTS, encoding="utf-8")
+    assert versions.run_tests(module) == {
+        "passed": 1,
+        "failed": {"test_fails": "assert 1 == 2"},
+        "skipped": {"test_skips": "no compiler"},
+    }
+    module.write_text("import no_such_package", encoding="utf-8")
+    [error] = versions.run_tests(module)["failed"].values()
     assert "collection failure" in error
-    (tmp_path / "test_one.py").write_text("import os\nos.abort()", encoding="utf-8")
-    (tmp_path / "test_two.py").write_text(TESTS, encoding="utf-8")
-    ran = versions.run_tests([tmp_path / "test_one.py", tmp_path / "test_two.py"])
-    assert ran["failed"]["test_one"].startswith("pytest ended with status -6: ")
-    assert (ran["passed"], set(ran["failed"])) == (1, {"test_one", "test_two::test_fails"})
+    module.write_text("import os\nos.abort()", encoding="utf-8")
+    assert versions.run_tests(module)["failed"]["test_one"].startswith("pytest ended with status -6: ")
 
 
 def test_every_module_of_the_package_that_has_tests_is_tested():
@@ -309,12 +317,49 @@ def test_every_module_of_the_package_that_has_tests_is_tested():
     assert not {"test_sweep", "test_book", "test_browser", "test_notebooks", "test_pdf", "test_versions"} & names
 
 
-@pytest.mark.parametrize(("wrong", "status"), [("", 0), ("AuditError: no", 1)])
-def test_the_status_says_whether_something_differs(tmp_path, monkeypatch, capsys, wrong, status):
-    content = report(claims={"G01": wrong})
-    monkeypatch.setattr(versions, "run", lambda *_: iter([report(), content]))
-    assert versions.main(["--folder", str(tmp_path / "new")]) == status
-    assert load(tmp_path / "new" / "2.9.0-py3.11.json").content == content
+GOOD, BAD = ({"passed": 1, "failed": failed, "skipped": {}} for failed in ({}, {"test_y": "assert 1 == 2"}))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The command with made-up chapters and tests: what run_chapter and run_tests return, by name."""
+    results = {
+        "06_parameter_counting": {"cells": 2, "errors": {}, "changed": {}, "notes": []},
+        "01_inside_the_cell": {"cells": 3, "errors": {"2": "TypeError: no"}, "changed": {}, "notes": []},
+        "test_spec": GOOD,
+        "test_reference": BAD,
+    }
+    for name in ("run_chapter", "run_tests"):
+        monkeypatch.setattr(versions, name, lambda path: copy.deepcopy(results[path.stem]))
+
+    def command(*arguments):
+        status = versions.main(["--folder", str(tmp_path / "new"), *arguments])
+        [path] = (tmp_path / "new").iterdir()
+        return status, load(path).content
+
+    return command
+
+
+def test_the_command_runs_what_it_is_asked_for_and_says_what_differs(command, capsys):
+    status, content = command("--only", "test_spec", "06_parameter_counting", "test_reference")
+    assert status == 1
+    assert content["tests"] == {"test_spec": GOOD, "test_reference": BAD}
+    assert set(content["claims"].values()) == {versions.UNREACHED}
     printed = capsys.readouterr().out
-    assert f"{status} differences; written to" in printed
-    assert (f"G01: {wrong}" in printed) == bool(wrong)
+    assert "test_reference::test_y: assert 1 == 2\n" in printed
+    assert f"G20: {versions.UNREACHED}\n" in printed
+    assert f"{len(content['claims']) + 1} differences from the record" in printed
+
+
+def test_a_run_begins_anew_or_adds(command):
+    assert command("--only", "01_inside_the_cell", "test_reference")[0] == 1
+    status, content = command("--add", "--only", "06_parameter_counting", "test_spec")
+    assert (status, len(content["chapters"]), len(content["tests"])) == (1, 2, 2)
+    status, content = command("--only", "06_parameter_counting", "test_spec")
+    assert (len(content["chapters"]), len(content["tests"])) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["python", "versions", "hardware"])
+def test_nothing_is_added_to_the_report_of_other_versions(name):
+    with pytest.raises(ValueError, match=f"the report has {name} .* run all, without --add"):
+        versions.added(report(), report() | {name: "another"})

@@ -24,7 +24,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import nbformat
-import torch
 from checks import NOTEBOOKS, ROOT, ignored, printed, tags
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -62,6 +61,7 @@ for owner, name in ((Claim, "expect"), (Pitfall, "expect"), (Pitfall, "happens")
 """
 GALLERY = "08_error_gallery"
 SLOW = {"bench", "onnx_export", "runtimes", "speech", "sweep"}
+SECTIONS = ("chapters", "claims", "pitfalls", "tests")
 UNREACHED = "its cell did not get that far"
 
 
@@ -123,32 +123,30 @@ def run_chapter(path: Path) -> dict[str, Any]:
     return {"cells": len(ran), "errors": errors, "changed": changed, "notes": notes}
 
 
-def run_tests(files: Iterable[Path]) -> dict[str, Any]:
-    """Run test modules, and return how many tests passed, and what became of the others.
+def run_tests(file: Path) -> dict[str, Any]:
+    """Run a test module, and return how many tests passed, and what became of the others.
 
-    Each module has a process of its own, and one that crashes is a failure of its module.
+    It has a process of its own: where that crashes, the module has failed.
     """
-    passed, found = 0, {"skipped": {}, "failed": {}}
-    for file in files:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "junit.xml")
-            options = ["-q", "-p", "no:cacheprovider", "--color=no", f"--junitxml={path}"]
-            command = [sys.executable, "-m", "pytest", *options, str(file)]
-            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            if not path.exists():
-                end = clean(ran.stdout + ran.stderr)[-300:]
-                found["failed"][file.stem] = f"pytest ended with status {ran.returncode}: {end}"
-                continue
-            cases = list(ElementTree.parse(path).iter("testcase"))
-        for case in cases:
-            name = f"{file.stem}::{case.get('name')}"
-            results = {kind: case.find(kind) for kind in ("failure", "error", "skipped")}
-            [(kind, result)] = [(k, r) for k, r in results.items() if r is not None][:1] or [("", None)]
-            if kind:
-                found["skipped" if kind == "skipped" else "failed"][name] = clean(result.get("message", ""))[:500]
-            else:
-                passed += 1
-    return {"passed": passed, **found}
+    found: dict[str, Any] = {"passed": 0, "skipped": {}, "failed": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "junit.xml")
+        options = ["-q", "-p", "no:cacheprovider", "--color=no", f"--junitxml={path}"]
+        command = [sys.executable, "-m", "pytest", *options, str(file)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if not path.exists():
+            end = clean(ran.stdout + ran.stderr)[-300:]
+            return found | {"failed": {file.stem: f"pytest ended with status {ran.returncode}: {end}"}}
+        cases = list(ElementTree.parse(path).iter("testcase"))
+    for case in cases:
+        results = {kind: case.find(kind) for kind in ("failure", "error", "skipped")}
+        [(kind, result)] = [(k, r) for k, r in results.items() if r is not None][:1] or [("", None)]
+        if kind:
+            told = clean(result.get("message", ""))[:500]
+            found["skipped" if kind == "skipped" else "failed"][case.get("name")] = told
+        else:
+            found["passed"] += 1
+    return found
 
 
 def held(notes: Mapping[str, list[dict[str, Any]]], expected: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -171,35 +169,46 @@ def package_tests() -> list[Path]:
 
 
 def run(notebooks: Iterable[Path], tests: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Run test modules, then chapters, and yield the report of this Python and this torch as far as it goes.
-
-    A run that is stopped has so left a report, which the page tells from a whole one.
-    """
-    tested = run_tests(tests)
-    chapters = {}
+    """Run chapters, then test modules, and after each yield what this Python and this torch made of it."""
     for path in notebooks:
-        chapters[path.stem] = run_chapter(path)
-        print(f"{path.stem}: {len(chapters[path.stem]['errors'])} cells failed", flush=True)
-        yield summary(chapters, tested)
+        found = run_chapter(path)
+        notes = {path.stem: found.pop("notes")}
+        judged = [claim.id for claim in claims().values() if claim.verdict not in ("open", "not-testable")]
+        asserted = [name for name in judged if claims()[name].chapter == path.stem]
+        shown = [entry.id for entry in pitfalls().values() if not entry.unexecuted and path.stem == GALLERY]
+        yield head() | {
+            "chapters": {path.stem: found},
+            "claims": {name: told["error"] for name, told in held(notes, asserted).items()},
+            "pitfalls": held(notes, shown),
+        }
+    for path in tests:
+        yield head() | {"tests": {path.stem: run_tests(path)}}
 
 
-def summary(chapters: Mapping[str, dict[str, Any]], tests: Mapping[str, Any]) -> dict[str, Any]:
-    """The report, from what became of chapters and tests."""
-    notes = {name: chapter["notes"] for name, chapter in chapters.items()}
-    judged = [claim for claim in claims().values() if claim.verdict not in ("open", "not-testable")]
-    asserted = [claim.id for claim in judged if claim.chapter in chapters]
-    shown = [entry.id for entry in pitfalls().values() if not entry.unexecuted and GALLERY in chapters]
+def head() -> dict[str, Any]:
+    """What every report begins with."""
     return {
         "schema": 1,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "hardware": str(hardware("cpu")),
-        "chapters": {name: {k: v for k, v in found.items() if k != "notes"} for name, found in chapters.items()},
-        "claims": {name: found["error"] for name, found in held(notes, asserted).items()},
-        "pitfalls": held(notes, shown),
-        "tests": tests,
+        **{name: {} for name in SECTIONS},
     }
+
+
+def added(report: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """A report, with what a part of it found now; what the part did not run stays.
+
+    Raises:
+        ValueError: the report is of other versions, or of another machine.
+    """
+    for name in ("schema", "python", "versions", "hardware"):
+        if report[name] != part[name]:
+            raise ValueError(
+                f"the report has {name} {report[name]}, and here it is {part[name]}; run all, without --add"
+            )
+    return {**part, **{name: {**report[name], **part[name]} for name in SECTIONS}}
 
 
 def report_name(report: Mapping[str, Any]) -> str:
@@ -208,30 +217,40 @@ def report_name(report: Mapping[str, Any]) -> str:
     return f"{release}-py{'.'.join(report['python'].split('.')[:2])}.json"
 
 
+def differences(report: Mapping[str, Any]) -> Iterator[str]:
+    """What is not as recorded, one line each."""
+    for name, chapter in report["chapters"].items():
+        yield from (f"{name}, cell {cell}: {error}" for cell, error in chapter["errors"].items())
+    yield from (f"{name}: {error}" for name, error in report["claims"].items() if error)
+    yield from (f"{name}: {found['error']}" for name, found in report["pitfalls"].items() if found["error"])
+    for name, module in report["tests"].items():
+        yield from (f"{name}::{test}: {error}" for test, error in module["failed"].items())
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run, write the report, say what differs."""
+    """Run, write the report after each chapter and module, say what differs."""
+    by_name = {path.stem: path for path in (*NOTEBOOKS, *package_tests())}
     parser = argparse.ArgumentParser(prog="python tests/versions.py", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--folder", type=Path, default=REPORTS, help="where the report goes (default: results/versions)"
     )
-    every = [path.stem for path in NOTEBOOKS]
     parser.add_argument(
-        "--chapters", nargs="+", choices=every, default=every, help="some of them, for a partial report"
+        "--only", nargs="+", choices=by_name, default=list(by_name), help="some chapters or test modules"
     )
+    parser.add_argument("--add", action="store_true", help="to the report that is there, which otherwise begins anew")
     given = parser.parse_args(argv)
-    folder = given.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    by_name = {path.stem: path for path in NOTEBOOKS}
-    for report in run([by_name[name] for name in given.chapters], package_tests()):
-        path = folder / report_name(report)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    report = head()
+    path = given.folder / report_name(report)
+    if given.add and path.exists():
+        report = added(json.loads(path.read_text(encoding="utf-8")), report)
+    notebooks, tests = ([by_name[n] for n in given.only if by_name[n] in kind] for kind in (NOTEBOOKS, package_tests()))
+    for part in run(notebooks, tests):
+        report = added(report, part)
+        print(*part["chapters"], *part["tests"], *differences(part), sep="\n  ", flush=True)
         write_whole(path, json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-    wrong = [
-        f"chapter {name}, cell {cell}: {e}" for name, c in report["chapters"].items() for cell, e in c["errors"].items()
-    ]
-    wrong += [f"{name}: {error}" for name, error in report["claims"].items() if error]
-    wrong += [f"{name}: {found['error']}" for name, found in report["pitfalls"].items() if found["error"]]
-    wrong += [f"{name}: {error}" for name, error in report["tests"]["failed"].items()]
-    print(*wrong, f"torch {torch.__version__}, {len(wrong)} differences; written to {path}", sep="\n")
+    wrong = list(differences(report))
+    print(f"{len(wrong)} differences from the record; written to {path}")
     return int(bool(wrong))
 
 
