@@ -19,8 +19,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 PAGES := _build/stored/_build/html
-# Threads that wait must not spin: on a busy machine they would stall the ones that work.
-export OMP_WAIT_POLICY := PASSIVE
+# Threads that wait must not spin: on a busy machine they would stall the ones that work. (In small letters: libgomp reads
+# it in the user's language, and a Turkish "PASSIVE" has no i.)
+export OMP_WAIT_POLICY := passive
 # Nothing is reported to anybody: ONNX Runtime would, from its import on.
 export ORT_DISABLE_TELEMETRY := 1
 

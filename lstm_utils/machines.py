@@ -84,7 +84,7 @@ def _plain_environment() -> Iterator[None]:
     before = dict(os.environ)
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ.pop(f"{library}_NUM_THREADS", None)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["OMP_WAIT_POLICY"] = "passive"
     try:
         yield
     finally:

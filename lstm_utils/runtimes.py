@@ -198,4 +198,6 @@ def _one_line(error: Exception, folder: Path) -> str:
     text = str(error).strip().partition("\n")[0].replace(str(folder), "…")
     text = re.sub(r"(?:[A-Za-z]:)?(?:[/\\][\w.+-]+){2,}", "…", text)
     kind = "" if isinstance(error, UnavailableError) else f"{type(error).__name__}: "
+    if "CppCompileError" in text and " " in torch.__file__:
+        text += "; torch hands the compiler its own folder without quotes, and there is a space in that"
     return f"{kind}{text}"[:300]

@@ -102,7 +102,7 @@ def test_every_kernel_has_the_same_environment(monkeypatch):
     run = run_cell(
         notebook(WRITES, "print([os.environ.get('OMP_' + n) for n in ('NUM_THREADS', 'WAIT_POLICY')])"), CELL
     )
-    assert "[None, 'PASSIVE']" in run.notebook
+    assert "[None, 'passive']" in run.notebook
     assert dict(os.environ) == before
 
 

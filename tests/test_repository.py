@@ -200,7 +200,7 @@ def test_a_run_of_no_notebook_is_red(tmp_path):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     (tmp_path / "tests" / "test_one.py").write_text("def test_one():\n    assert True\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests", "notebooks", "--nbval"]
-    command += ["--override-ini", f"pythonpath={ROOT / 'book'}"]  # conftest.py imports pdf
+    command += ["--override-ini", f"pythonpath='{ROOT / 'book'}'"]  # conftest.py imports pdf
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 passed" in result.stdout
     assert "FLOOR: 0 cells passed" in result.stdout
