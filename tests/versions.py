@@ -95,12 +95,14 @@ def run_chapter(path: Path) -> dict[str, Any]:
         environment = os.environ | {"NOTED": str(log), "CUDA_VISIBLE_DEVICES": ""}
         resources = {"metadata": {"path": str(path.parent)}}
         client = NotebookClient(running, timeout=300, kernel_name="python3", allow_errors=True, resources=resources)
+        started: list[int] = []
+        client.on_cell_start = lambda cell_index, **_: started.append(cell_index)
         try:
             client.execute(env=environment)
         except (CellTimeoutError, DeadKernelError) as error:
             fatal = f"{type(error).__name__}: {clean(str(error)).splitlines()[-1]}"
         notes = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    ran = [cell for cell in code if cell.execution_count]
+    ran = [cell for index, cell in enumerate(running.cells) if index in started and any(cell is one for one in code)]
     errors = {
         str(number): clean(f"{output.ename}: {output.evalue}")[:500]
         for number, cell in enumerate(code, start=1)

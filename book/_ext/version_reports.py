@@ -336,7 +336,8 @@ def facts(versions: Versions) -> Iterator[nodes.Node]:
             if not (report.ran(cell) and base.ran(cell)):
                 continue
             stored = (report.changed.get(cell) or base.changed[cell])["stored"]
-            old, new = (one.changed.get(cell, {"now": stored})["now"].splitlines() for one in (base, report))
+            texts = (one.changed.get(cell, {"now": stored})["now"] for one in (base, report))
+            old, new = ([line.strip() for line in text.splitlines()] for text in texts)
             gone, come = [line for line in old if line not in new], [line for line in new if line not in old]
             if gone or come:
                 [name] = in_chapters({cell: ""})
