@@ -109,9 +109,8 @@ def run_chapter(path: Path) -> dict[str, Any]:
         for output in cell.outputs
         if output.output_type == "error"
     }
-    if fatal:  # in the first cell without a reply; whether its number arrived is chance
-        replied = [cell for cell in code if "shell.execute_reply" in cell.metadata.get("execution", {})]
-        errors[str(len(replied) + 1)] = fatal
+    if fatal:
+        errors[str(len(ran))] = fatal
     before = [cell for cell in stored.cells if cell.cell_type == "code"]
     changed = {
         str(number): {"stored": printed(old), "now": clean(printed(new))}
