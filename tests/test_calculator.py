@@ -299,6 +299,7 @@ def test_typing_is_followed_and_remembered_in_the_address(visit):
     assert table(page, "lstm")["parameters"] == "75,776"
 
 
+@pytest.mark.long("opens the page for every form")
 def test_an_address_restores_every_form(visit):
     rng = random.Random(6)
     page = visit(PAGE)

@@ -8,6 +8,8 @@ import pytest
 from checks import HTML, NOTEBOOKS, parsed, toc_pages
 from pypdf import PdfReader
 
+pytestmark = pytest.mark.long("prints or reads the whole book")
+
 
 def title(name):
     heading = parsed((HTML / f"{name}.html").read_text(encoding="utf-8")).select_one("article h1")
@@ -38,7 +40,6 @@ def reader(book):
     return PdfReader(book)
 
 
-@pytest.mark.long("prints the whole book, or reads that print")
 @pytest.mark.stress
 def test_it_has_every_page_of_the_book_in_order(book, reader):
     chapters = [entry for entry in reader.outline if not isinstance(entry, list)]
@@ -61,7 +62,6 @@ def bookmarks(outline):
             yield packed(entry.title)
 
 
-@pytest.mark.long("prints the whole book, or reads that print")
 @pytest.mark.stress
 def test_the_bookmarks_are_the_headings_each_once(reader, joined):
     headings = [packed(node.get_text()) for node in joined.find_all(re.compile("^h[1-6]$"))]
@@ -73,7 +73,6 @@ def test_it_can_be_sent_around(book):
     assert book.stat().st_size < 40e6
 
 
-@pytest.mark.long("prints the whole book, or reads that print")
 @pytest.mark.stress
 def test_no_line_of_code_is_cut(book, reader):
     longest = {}

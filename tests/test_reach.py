@@ -18,6 +18,8 @@ from checks import HTML, NOTEBOOKS, ROOT, parsed, toc_pages
 from IPython.core.inputtransformer2 import TransformerManager
 from sphinx.errors import ConfigError
 
+pytestmark = pytest.mark.long("builds a small book three times, for all tests")
+
 SMALL = ["book/index", "notebooks/01_inside_the_cell", "notebooks/21_beyond_one_machine"]
 URL, BASE = "https://github.com/someone/some.book", "https://someone.example/some-book"
 
@@ -64,7 +66,6 @@ def small_books(tmp_path_factory):
     return found
 
 
-@pytest.mark.long("builds a small book three times")
 @pytest.mark.parametrize("state", ["without", "without again"])
 def test_without_addresses_nothing_needs_one(small_books, state):
     html = small_books[state]

@@ -15,6 +15,8 @@ from torch import nn
 from lstm_utils import other_runtimes, runtimes, torch_runtimes
 from lstm_utils.runtimes import RUNTIMES, NotRun, Runtime, cold_start, operators, prepare
 
+pytestmark = pytest.mark.long("compiles the LSTM for every runtime, or starts processes")
+
 LSTM = nn.LSTM(5, 8).eval()
 X = torch.randn(6, 1, 5, generator=torch.Generator().manual_seed(0))
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "int8": 0.05}
@@ -36,7 +38,6 @@ def runs(prepared, name):
     return got
 
 
-@pytest.mark.long("compiles the LSTM for every runtime, once")
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_every_runtime_gives_the_numbers_of_pytorch(prepared, name):
     runtime = runs(prepared, name)
@@ -221,7 +222,6 @@ def test_logging_and_the_environment_are_restored(prepared):
     assert prepared
 
 
-@pytest.mark.long("a process of its own, with OpenVINO in it")
 def test_a_signal_finds_its_stack_after_openvino_is_gone(tmp_path):
     program = """
 import gc, signal, subprocess, sys, torch

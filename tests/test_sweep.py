@@ -21,6 +21,8 @@ from lstm_utils.measure import hardware
 from lstm_utils.report import load_reports
 from lstm_utils.sweep import grid, main
 
+pytestmark = pytest.mark.long("starts workers, each of which imports torch")
+
 CORES = hardware().cores
 
 # The grid ------------------------------------------------------------------------------------------------------------

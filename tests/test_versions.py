@@ -18,6 +18,8 @@ from version_reports import PARTS, VersionReportError, Versions, load, numbers
 from lstm_utils.claims import claims
 from lstm_utils.pitfalls import pitfall, pitfalls
 
+pytestmark = pytest.mark.long("starts kernels, and pytest in a process of its own")
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 OLD, NEW = "torch 2.9.0, Python 3.11", "torch 2.10.0, Python 3.11"
