@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -51,6 +52,55 @@ def ignored(cell: NotebookNode) -> bool:
 def printed(cell: NotebookNode) -> str:
     """What a code cell printed."""
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+# --- chapters while nbval runs them ----------------------------------------------------------------------------------
+
+# `answer` is the chapter's name for it, `check` the source of the cell that checks it. Random numbers go on as before.
+BLANK = """
+def try_blank(answer, check):
+    import contextlib, io, random, numpy, torch
+    own, states = globals(), (random.getstate(), numpy.random.get_state(), torch.get_rng_state())
+    right, text = own[answer], io.StringIO()
+    own[answer] = ...
+    with contextlib.redirect_stdout(text):
+        exec(check, own)
+    own[answer] = right
+    random.setstate(states[0]), numpy.random.set_state(states[1]), torch.set_rng_state(states[2])
+    print(text.getvalue())
+try_blank({answer!r}, {check!r})
+del try_blank
+"""
+
+
+def ask(item: Any, code: str) -> str:
+    """Run code in the kernel of a chapter; what it printed.
+
+    Raises:
+        RuntimeError: it raised.
+    """
+    printed, errors = [], []
+
+    def hear(message: dict[str, Any]) -> None:
+        content = message["content"]
+        printed.append(content["text"] if message["msg_type"] == "stream" else "")
+        errors.extend(content["traceback"] if message["msg_type"] == "error" else [])
+
+    item.parent.kernel.kc.execute_interactive(code, store_history=False, output_hook=hear, timeout=600)
+    if errors:
+        raise RuntimeError("\n".join(errors))
+    return "".join(printed)
+
+
+def answer_of(item: Any) -> str:
+    """The name that the exercise of a check leaves blank: its stub and its solution stand before the check."""
+    code = [cell for cell in item.parent.nb.cells if cell.cell_type == "code"]
+    return re.search(r"^(\w+) = \.\.\.", code[item.cell_num - 2].source, re.M).group(1)  # type: ignore[union-attr]
+
+
+def said_to_blank(item: Any) -> str:
+    """What the check of an exercise prints while its exercise is blank."""
+    return ask(item, BLANK.format(answer=answer_of(item), check=item.cell.source)).strip()
 
 
 # --- notebooks -------------------------------------------------------------------------------------------------------

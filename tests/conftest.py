@@ -5,6 +5,7 @@ must be red: see floors.json.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -12,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from checks import HTML
+from checks import HTML, said_to_blank, tags
 from pdf import browser_path
 from playwright.sync_api import Browser, sync_playwright
 
@@ -65,34 +66,65 @@ class Floors:
             terminalreporter.write_line(f"FLOOR: {line}", red=True)
 
 
+class Blanks:
+    """While nbval runs the chapters: every exercise, left blank, gets the hint and not the praise."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
+        yield
+        if item.path.suffix == ".ipynb" and "check" in tags(item.cell):
+            number = re.search(r"check\(\s*\"(\d+\.\d+)\"", item.cell.source).group(1)
+            said = said_to_blank(item)
+            assert re.match(rf"Not yet, exercise {number}\b.*Hint: \S", said, re.DOTALL), said
+
+
+class Long:
+    """Says at the end of a run what took long, and why."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.duration > LONG:
+            mark = item.get_closest_marker("long")
+            reason = "a cell of a chapter" if item.path.suffix == ".ipynb" else "NO REASON IS GIVEN"
+            report.user_properties.append(("long", f"{call.duration:4.0f} s: {mark.args[0] if mark else reason}"))
+        return report
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        lines = {
+            f"{value}: {report.nodeid}"
+            for kind in terminalreporter.stats.values()
+            for report in kind
+            for name, value in getattr(report, "user_properties", ())
+            if name == "long"
+        }
+        if lines:
+            terminalreporter.section(f"over {LONG} s, and why")
+            for line in sorted(lines, reverse=True):
+                terminalreporter.write_line(line)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # As plugins: the hooks of this file itself do not see the notebooks, which stand in another folder.
+    config.pluginmanager.register(Long(), "long")
+    if config.getoption("nbval"):
+        config.pluginmanager.register(Blanks(), "blanks")
     whole = {Path(argument).name for argument in config.args} >= {"tests", "notebooks"} and config.getoption("nbval")
     if whole and not config.getoption("keyword") and not config.getoption("collectonly"):
         config.pluginmanager.register(Floors(), "floors")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport]:
-    report = yield
-    if call.duration > LONG:
-        mark = item.get_closest_marker("long")
-        reason = "a cell of a chapter" if item.path.suffix == ".ipynb" else "NO REASON IS GIVEN"
-        report.user_properties.append(("long", f"{call.duration:4.0f} s: {mark.args[0] if mark else reason}"))
-    return report
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small sizes: more threads would mostly wait, and rounding would depend on their number."""
+    import torch
 
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [report for kind in terminalreporter.stats.values() for report in kind]
-    lines = {
-        f"{value}: {report.nodeid}"
-        for report in reports
-        for name, value in getattr(report, "user_properties", ())
-        if name == "long"
-    }
-    if lines:
-        terminalreporter.section(f"over {LONG} s, and why")
-        for line in sorted(lines, reverse=True):
-            terminalreporter.write_line(line)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Quiet(SimpleHTTPRequestHandler):

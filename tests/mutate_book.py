@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 import yaml
-from checks import NOTEBOOKS, ROOT, asserted_claims, audit_problems, tags
+from checks import NOTEBOOKS, ROOT, answer_of, ask, asserted_claims, audit_problems, tags
 from nbval.plugin import IPyNbCell, coalesce_streams
 
 from lstm_utils.claims import EXPLAINED_BY, AuditError, claims, parse_claims
@@ -97,25 +97,6 @@ def try_broken(answer, check):
 try_broken({answer!r}, {check!r})
 del try_broken
 """
-
-
-def ask(item: IPyNbCell, code: str) -> str:
-    """Run code in the kernel of a chapter; what it printed.
-
-    Raises:
-        RuntimeError: it raised.
-    """
-    printed, errors = [], []
-
-    def hear(message: dict[str, Any]) -> None:
-        content = message["content"]
-        printed.append(content["text"] if message["msg_type"] == "stream" else "")
-        errors.extend(content["traceback"] if message["msg_type"] == "error" else [])
-
-    item.parent.kernel.kc.execute_interactive(code, store_history=False, output_hook=hear, timeout=600)
-    if errors:
-        raise RuntimeError("\n".join(errors))
-    return "".join(printed)
 
 
 # --- what is altered --------------------------------------------------------------------------------------------------
@@ -259,9 +240,7 @@ class Mutants:
             self.note(chapter, "pitfalls", f"{right.id} {what}", caught)
 
     def answers(self, item: IPyNbCell, chapter: str) -> None:
-        code = [cell for cell in item.parent.nb.cells if cell.cell_type == "code"]
-        stub = code[item.cell_num - 2].source
-        answer = re.search(r"^(\w+) = \.\.\.", stub, re.M).group(1)
+        answer = answer_of(item)
         *found, (_, again) = json.loads(ask(item, BREAK.format(answer=answer, check=item.cell.source)))
         assert again.startswith("Passed"), f"{chapter}: {answer} is right, and fails after the wrong ones: {again}"
         number = re.search(r"\d+\.\d+", again).group()

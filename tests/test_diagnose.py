@@ -21,15 +21,7 @@ from lstm_utils.pitfalls import pitfalls
 from lstm_utils.sequences import run_packed
 from lstm_utils.trees import tensors
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 N, T, I, H, C = 4, 7, 10, 20, 3  # noqa: E741
 LENGTHS = torch.tensor([7, 3, 5, 2])
 

@@ -49,6 +49,7 @@ from lstm_utils.onnx_export import export_onnx, quantize_onnx
 from lstm_utils.results import save_results
 from lstm_utils.training import CheckpointError, load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 # Processes of this kind are forked from one that has imported all of this, and run nothing.
 APART = multiprocessing.get_context("forkserver")
 APART.set_forkserver_preload([__name__, "torch._dynamo", "onnxruntime.quantization", "matplotlib.backends.backend_agg"])
@@ -58,14 +59,6 @@ APART.set_forkserver_preload([__name__, "torch._dynamo", "onnxruntime.quantizati
 def apart():
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # or it would not find this file
         forkserver.ensure_running()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # What writes ---------------------------------------------------------------------------------------------------------

@@ -183,6 +183,24 @@ def test_a_wrong_stored_number_is_noticed(path, tmp_path):
     assert re.search(r"\b1 failed, \d+ passed", result.stdout), result.stdout
 
 
+def test_an_exercise_that_is_passed_while_it_is_blank_is_noticed(tmp_path):
+    def careless(notebook):
+        cell = next(cell for cell in code_cells(notebook) if "check" in tags(cell))
+        number = re.search(r"\d+\.\d+", cell.source).group()
+        cell.source = f'from lstm_utils import check\ncheck("{number}", lambda: True, hint="none is needed")'
+        # The chapter is cut down to the exercise: its stub, its solution, its check.
+        at = notebook.cells.index(cell)
+        notebook.cells = notebook.cells[at - 2 : at + 1]
+
+    own = [str(ROOT / "tests"), str(ROOT / "book"), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "--nbval"]
+    command.append(str(damaged(NOTEBOOKS[5], tmp_path, careless)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(own)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert re.search(r"\b1 failed, 2 passed", result.stdout), result.stdout
+    assert "Passed, exercise 6.1" in result.stdout
+
+
 def test_a_notebook_as_it_is_passes_the_same_comparison(tmp_path):
     def first_cells(notebook):
         notebook.cells = notebook.cells[:8]

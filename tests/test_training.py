@@ -19,15 +19,8 @@ from lstm_utils.gradients import NonFiniteGradientError
 from lstm_utils.sequences import LengthBucketSampler
 from lstm_utils.training import CheckpointError, History, fit, load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 4  # batches an epoch
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Training:
