@@ -100,7 +100,7 @@ def test_a_combination_without_a_file_is_named(site):
     parts = site.build()
     assert rows(parts["combinations"])[1][1:] == [["all as recorded"], ["not run"]]
     assert f"message and test is as recorded with: {OLD}." in said(parts["supported"])
-    assert "The runs support torch 2.9.0 to 2.9.0, with Python 3.11. No run here supports Python 3.13." in said(
+    assert "Whole runs support torch 2.9.0, with Python 3.11. No whole run here supports Python 3.13." in said(
         parts["supported"]
     )
     for part, text in {"verdicts": "No verdict", "failures": "Every chapter ran", "tests": "No test failed"}.items():
@@ -126,7 +126,7 @@ def test_another_version_stands_above_with_all_that_differs(site):
     assert [row[0][0] for row in table[1:]] == ["torch 2.10.0", "torch 2.9.0"]  # as numbers, not as texts
     assert table[1][1] == ["cell failed: 1", "verdict differs: 1", "message differs: 1", "test failed: 1"]
     assert f"Something of that fails, or no test was run, with: {NEW}." in said(parts["supported"])
-    assert "The runs support torch 2.9.0 to 2.9.0, with" in said(parts["supported"])
+    assert "Whole runs support torch 2.9.0, with" in said(parts["supported"])
     assert rows(parts["verdicts"])[1] == [["G01"], ["AuditError: G01 holds: no"], [NEW]]
     assert rows(parts["failures"])[1] == [["01 cell, cell 7"], ["TypeError: no"], [NEW]]
     assert rows(parts["messages"]) == [
@@ -154,12 +154,12 @@ def test_the_range_ends_before_the_first_torch_that_fails(site):
     failed = {"test_x": {"passed": 3, "failed": {"test_y": "no"}, "skipped": {}}}
     for torch, tests in {"2.8.0": failed, "2.9.0": REPORT["tests"], "2.10.0": REPORT["tests"]}.items():
         site.save(report(torch, tests=tests))
-    assert "The runs support torch 2.9.0 to 2.10.0, with Python 3.11." in said(site.build()["supported"])
+    assert "Whole runs support torch 2.9.0 to 2.10.0, with Python 3.11." in said(site.build()["supported"])
     site.save(report("2.10.0", python="3.13.0", tests=failed))
     site.save(report("2.11.0"))
-    assert "The runs support torch 2.9.0 to 2.9.0, with Python 3.11." in said(site.build()["supported"])
+    assert "Whole runs support torch 2.9.0, with Python 3.11." in said(site.build()["supported"])
     site.save(report("2.9.0", tests=failed))
-    assert "No run supports that bound." in said(site.build()["supported"])
+    assert "No whole run supports that bound." in said(site.build()["supported"])
 
 
 def test_a_message_that_differs_leaves_the_range(site):
@@ -176,6 +176,7 @@ def test_a_partial_run_is_called_so(site, tmp_path):
     assert rows(parts["combinations"])[1][1] == ["all as recorded", "1 of 2 chapters not run"]
     assert "message and test is as recorded with: none." in said(parts["supported"])
     assert f"Only a part was run with: {OLD}." in said(parts["supported"])
+    assert "No whole run supports that bound." in said(parts["supported"])
     site.save(report("2.10.0", chapters={"02_more": REPORT["chapters"]["01_cell"]}))
     parts = site.build()
     assert "No compared cell differs." in said(parts["facts"])  # none was run in both

@@ -259,22 +259,20 @@ def supported(versions: Versions) -> Iterator[nodes.Node]:
             f"Only a part was run with: {told(r for r in ran if r not in whole)}.",
         ]
     )
+    # A part that passed supports nothing but that part; and a torch that fails ends the range.
+    complete = [report for report in passing if report in whole]
+    tried = sorted({r.pair[0] for r in ran if numbers(r.pair[0]) >= numbers(versions.oldest)}, key=numbers)
+    good = {r.pair[0] for r in complete} - {r.pair[0] for r in ran if r not in passing}
+    held = list(takewhile(good.__contains__, tried))
+    pythons = sorted({r.pair[1] for r in complete if r.pair[0] in held}, key=numbers)
     text = f"pyproject.toml accepts torch from {versions.oldest} on and Python from {versions.pythons[0]} on. "
-    tried = sorted(
-        {report.pair[0] for report in ran if numbers(report.pair[0]) >= numbers(versions.oldest)}, key=numbers
-    )
-    failing = {report.pair[0] for report in ran if report not in passing}
-    held = list(takewhile(lambda torch: torch not in failing, tried))
-    pythons = {report.pair[1] for report in passing if report.pair[0] in held}
     if held[:1] == [versions.oldest]:
-        text += (
-            f"The runs support torch {held[0]} to {held[-1]}, with Python {', '.join(sorted(pythons, key=numbers))}."
-        )
+        span = " to ".join(dict.fromkeys((held[0], held[-1])))
+        text += f"Whole runs support torch {span}, with Python {', '.join(pythons)}."
     else:
-        text += "No run supports that bound."
-    untried = [python for python in versions.pythons if python not in pythons]
-    if untried:
-        text += f" No run here supports Python {', '.join(untried)}."
+        text += "No whole run supports that bound."
+    if untried := [python for python in versions.pythons if python not in pythons]:
+        text += f" No whole run here supports Python {', '.join(untried)}."
     yield nodes.paragraph("", "", nodes.strong(text=text))
 
 
@@ -309,44 +307,53 @@ def failures(versions: Versions) -> Iterator[nodes.Node]:
     yield from differing(versions, lambda report: in_chapters(report.stopped), ("Cell", "Error"), nothing)
 
 
-def messages(versions: Versions) -> Iterator[nodes.Node]:
-    """What torch says otherwise than under the baseline, pitfall by pitfall: old and new."""
-    base = versions.baseline
+Lines = tuple[str, list[str], list[str]]  # a name, what the baseline says there, what another run says
+
+
+def otherwise(
+    versions: Versions, kind: str, lines_of: Callable[[Report, Report], Iterator[Lines]], nothing: str
+) -> Iterator[nodes.Node]:
+    """One row for each text that differs from the baseline's: what went, what came, and where."""
+    if not (base := versions.baseline):
+        yield nodes.paragraph(text="The pinned torch was not run.")
+        return
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for report in versions.newest_first if base else ():
-        for name, found in report.content["pitfalls"].items():
-            old, new = base.content["pitfalls"].get(name, {"says": []})["says"], found["says"]
+    for report in versions.newest_first:
+        for name, old, new in lines_of(base, report):
             gone, come = [text for text in old if text not in new], [text for text in new if text not in old]
             if gone or come:
-                texts = ("\n".join(gone) or "nothing", "\n".join(come) or found["error"] or "nothing")
-                rows.setdefault((name, *texts), []).append(report.name)
+                row = (name, "\n".join(gone) or "nothing", "\n".join(come) or "nothing")
+                rows.setdefault(row, []).append(report.name)
     if rows:
-        titles = ["Pitfall", f"With {base.name}", "With another version", "Where"]
+        titles = [kind, f"With {base.name}", "With another version", "Where"]
         yield table(titles, [[*texts, "\n".join(where)] for texts, where in rows.items()])
     else:
-        yield nodes.paragraph(text="No message differs between the runs." if base else "The pinned torch was not run.")
+        yield nodes.paragraph(text=nothing)
+
+
+def messages(versions: Versions) -> Iterator[nodes.Node]:
+    """What torch says otherwise than under the baseline, pitfall by pitfall: old and new."""
+
+    def said(base: Report, report: Report) -> Iterator[Lines]:
+        for name, found in report.content["pitfalls"].items():
+            old = base.content["pitfalls"].get(name, {"says": []})["says"]
+            yield name, old, found["says"] or [found["error"]] * bool(found["error"])
+
+    yield from otherwise(versions, "Pitfall", said, "No message differs between the runs.")
 
 
 def facts(versions: Versions) -> Iterator[nodes.Node]:
     """Compared cells that print something else than the baseline does: old and new lines."""
-    base = versions.baseline
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    for report in versions.newest_first if base else ():
+
+    def printed(base: Report, report: Report) -> Iterator[Lines]:
         for cell in sorted({*report.changed, *base.changed}, key=lambda cell: (cell[0], int(cell[1]))):
-            if not (report.ran(cell) and base.ran(cell)):
-                continue
-            stored = (report.changed.get(cell) or base.changed[cell])["stored"]
-            texts = (one.changed.get(cell, {"now": stored})["now"] for one in (base, report))
-            old, new = ([line.strip() for line in text.splitlines()] for text in texts)
-            gone, come = [line for line in old if line not in new], [line for line in new if line not in old]
-            if gone or come:
+            if report.ran(cell) and base.ran(cell):
+                stored = (report.changed.get(cell) or base.changed[cell])["stored"]
+                texts = (one.changed.get(cell, {"now": stored})["now"] for one in (base, report))
                 [name] = in_chapters({cell: ""})
-                rows.setdefault((name, "\n".join(gone), "\n".join(come)), []).append(report.name)
-    if rows:
-        titles = ["Cell", f"With {base.name}", "With another version", "Where"]
-        yield table(titles, [[*texts, "\n".join(where)] for texts, where in rows.items()])
-    else:
-        yield nodes.paragraph(text="No compared cell differs." if base else "The pinned torch was not run.")
+                yield name, *([line.strip() for line in text.splitlines()] for text in texts)
+
+    yield from otherwise(versions, "Cell", printed, "No compared cell differs.")
 
 
 def tests(versions: Versions) -> Iterator[nodes.Node]:
