@@ -1,4 +1,4 @@
-"""Mutants of `lstm_utils`: mutmut changes one thing at a time, and the tests of the changed module must notice.
+"""Mutants of `lstm_utils`: mutmut changes one thing at a time, and mypy or the tests of the changed module must notice.
 
 `make mutate MUTATE_ARGS="spec sequences"` runs these modules, `MUTATE_ARGS=all` every module (hours). How each fared
 when it was last run stands in results/mutation.json; tests/survivors.yml says of every mutant that nobody noticed why
@@ -59,8 +59,10 @@ pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 timeout_multiplier = 30.0
 use_git_change_detection = false
+type_check_command = {types}
 """
-CAUGHT = ("killed", "timeout", "segfault")
+TYPED = "caught by type check"  # `make test` asks mypy first
+CAUGHT = ("killed", "timeout", "segfault", TYPED)
 # Run with mutmut at hand, in the folder of a run: every mutant, how it fared, and its lines before and after.
 READ = """
 import json, sys
@@ -107,7 +109,9 @@ def lay_out(folder: Path, module: str) -> None:
         text = re.sub(r"max_examples=(\w+)", r"max_examples=min(\1, 20)", path.read_text(encoding="utf-8"))
         path.write_text(text, encoding="utf-8")
     copied = sorted({name.split("/")[0] for name in names} - {"tests", "pyproject.toml"})
-    settings = SETTINGS.format(module=module, copied=json.dumps(copied), tests=json.dumps(tests_of(module)))
+    types = [sys.executable, "-m", "mypy", "--output=json", "--no-warn-unused-ignores", "lstm_utils"]
+    given = {"copied": copied, "tests": tests_of(module), "types": types}
+    settings = SETTINGS.format(module=module, **{name: json.dumps(value) for name, value in given.items()})
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(settings)
 
@@ -139,6 +143,7 @@ def run(module: str) -> dict[str, Any]:
         "mutants": len(found),
         "killed": count["killed"] + count["segfault"],
         "timeout": count["timeout"],
+        "typed": count[TYPED],
         "survived": sorted({f"{name}: {change(diff)}" for name, status, diff in found if status not in CAUGHT}),
         "missed": count["missed"],
     }
