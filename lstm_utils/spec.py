@@ -30,7 +30,7 @@ class LSTMShapes(NamedTuple):
     c_n: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LSTMSpec:
     """The eight arguments that decide the structure of an ``nn.LSTM``, checked as ``nn.LSTM`` checks them.
 
@@ -144,9 +144,8 @@ class LSTMSpec:
         Raises:
             ValueError: ``seq_len`` is no integer of at least 1, or ``batch_size`` none of at least 0.
         """
-        for name, value, least in (("seq_len", seq_len, 1), ("batch_size", batch_size, 0)):
-            if value is None and name == "batch_size":
-                continue
+        sizes = [("seq_len", seq_len, 1)] + ([] if batch_size is None else [("batch_size", batch_size, 0)])
+        for name, value, least in sizes:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if batch_size is None:

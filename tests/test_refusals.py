@@ -20,7 +20,8 @@ OURS = [(name, argument) for name, argument in ARGUMENTS if argument not in TABL
 def refusal(name, argument):
     """The error of a call with the simplest wrong value, without addresses in memory or the test's own folder."""
     one = TABLE[name]
-    quick = hypothesis.settings(database=None, derandomize=True, max_examples=1000, deadline=None)
+    phases = [hypothesis.Phase.generate, hypothesis.Phase.shrink]
+    quick = hypothesis.settings(database=None, derandomize=True, max_examples=1000, deadline=None, phases=phases)
     simplest = hypothesis.find(one.wrong[argument], lambda _: True, settings=quick)
     try:
         one.call(**one.valid() | {argument: simplest})

@@ -290,6 +290,7 @@ def test_describe_follows_lengths_batch_and_dtype():
         (10**6, "14.55 TiB"),
         (10**8, "142.1 PiB"),
         (3 * 10**8, "1,279 PiB"),
+        (10**170, "1.421e+326 PiB"),  # more than a float can hold
     ],
 )
 def test_memory_is_given_in_the_largest_fitting_unit(hidden_size, memory):
