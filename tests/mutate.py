@@ -16,14 +16,16 @@ import mutate_source
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="chapters by number, modules by name, or all modules")
-    names = parser.parse_args(arguments).names
+    parser.add_argument("--again", action="store_true", help="only the mutants of the source that survived last time")
+    given = parser.parse_args(arguments)
+    names = given.names
     chapters = [path for path in mutate_book.NOTEBOOKS if path.stem[:2] in names or not names]
     every = mutate_source.modules()
     modules = every if "all" in names else [name for name in names if name in every]
     if unknown := set(names) - {path.stem[:2] for path in chapters} - set(every) - {"all"}:
         parser.error(f"neither chapters nor modules: {', '.join(sorted(unknown))}")
     missed = mutate_book.main(chapters) if chapters else 0
-    return missed | mutate_source.main(modules) if modules or not names else missed
+    return missed | mutate_source.main(modules, given.again) if modules or not names else missed
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Mutants of `lstm_utils`: mutmut changes one thing at a time, and mypy or the tests of the changed module must notice.
 
-`make mutate MUTATE_ARGS="spec sequences"` runs these modules, `MUTATE_ARGS=all` every module (hours). How each fared
-when it was last run stands in results/mutation.json; tests/survivors.yml says of every mutant that nobody noticed why
-that is no fault. mutmut changes the bodies of functions and their defaults: not what stands outside them, nor a
-function under a decorator other than staticmethod and classmethod.
+`make mutate MUTATE_ARGS="spec sequences"` runs these modules, `MUTATE_ARGS=all` every module (hours); `--again` tries
+only what survived the last time, where the source is still the same. How each fared stands in results/mutation.json;
+tests/survivors.yml says of every mutant that nobody noticed why that is no fault. mutmut changes the bodies of
+functions and their defaults: not what stands outside them, nor a function under a decorator other than staticmethod
+and classmethod.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ for key, code in codes.items():
     status = status_by_exit_code[code]
     caught = status in sys.argv[2:]
     diff = [] if caught else get_diff_for_mutant(key).splitlines()[2:]
-    found.append((f"{of}.{function}" if of else function, status, diff))
+    found.append((key, f"{of}.{function}" if of else function, status, diff))
 json.dump(found, sys.stdout)
 """
 
@@ -134,8 +136,12 @@ def lay_out(folder: Path, module: str) -> None:
         file.write(settings)
 
 
-def run(module: str) -> dict[str, Any]:
+def run(module: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Mutate a module; its entry in the report.
+
+    Args:
+        module: its name.
+        before: its last entry, made of the same source: only what survived then is tried, against the tests of now.
 
     Raises:
         RuntimeError: mutmut gave up, or left a mutant untried.
@@ -143,27 +149,27 @@ def run(module: str) -> dict[str, Any]:
     folder = WORK / module
     lay_out(folder, module)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(os.cpu_count())]
+    tried = sorted(before["survived"]) if before else []
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(os.cpu_count()), *tried]
     with (WORK / f"{module}.log").open("w", encoding="utf-8") as log:
         subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=False)
     command = [sys.executable, "-c", READ, module, *CAUGHT]
     read = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if read.returncode:
         raise RuntimeError(f"mutmut made no mutants of {module}; see {WORK / module}.log\n{read.stderr[-500:]}")
-    found = json.loads(read.stdout)
-    count = Counter("missed" if status in ("survived", "no tests") else status for _, status, _ in found)
+    found = [one for one in json.loads(read.stdout) if not before or one[0] in before["survived"]]
+    count = Counter("missed" if status in ("survived", "no tests") else status for _, _, status, _ in found)
     if not found or set(count) - {*CAUGHT, "missed"}:
         raise RuntimeError(f"mutmut did not try every mutant of {module}, {dict(count)}; see {WORK / module}.log")
     shutil.rmtree(folder)
+    survived = {key: f"{name}: {change(diff)}" for key, name, status, diff in found if status not in CAUGHT}
+    earlier = Counter({name: before[name] for name in (*CAUGHT, "mutants")} if before else {})
     return {
         "source": fingerprint(module),
         "tests": tests_of(module),
-        "mutants": len(found),
-        "killed": count["killed"] + count["segfault"],
-        "timeout": count["timeout"],
-        "typed": count[TYPED],
-        "survived": sorted({f"{name}: {change(diff)}" for name, status, diff in found if status not in CAUGHT}),
-        "missed": count["missed"],
+        "mutants": earlier["mutants"] or len(found),
+        **{name: earlier[name] + count[name] for name in CAUGHT},
+        "survived": dict(sorted(survived.items())),
     }
 
 
@@ -174,55 +180,67 @@ def change(diff: list[str]) -> str:
 
 
 def share(entry: dict[str, Any]) -> float:
-    return 1 - entry["missed"] / entry["mutants"]
+    return 1 - len(entry["survived"]) / entry["mutants"]
 
 
-def problems(report: dict[str, Any], justified: dict[str, dict[str, str]]) -> list[str]:
+def problems(report: dict[str, Any], justified: dict[str, list[dict[str, Any]]]) -> list[str]:
     """What makes the run red, one line each.
 
     Args:
         report: what `run` returned for each module that was run.
-        justified: for each module, every surviving change with why it is no fault.
+        justified: tests/survivors.yml: for each module, or "every" one, groups of surviving changes that share a
+            reason; each change as it is printed, or all those in which one of the group's patterns is found.
     """
-    lines = []
+    lines, used = [], set()
     for module, entry in report.items():
-        known = justified.get(module, {})
         if share(entry) < ENOUGH:
             lines.append(f"{module}: {share(entry):.1%} of its mutants are noticed, and {ENOUGH:.0%} must be")
-        lines += [f"{module}: survives, and nothing says why: {one}" for one in entry["survived"] if one not in known]
-        lines += [f"{module}: justified, and does not survive: {one}" for one in known if one not in entry["survived"]]
-        lines += [f"{module}: justified without a reason: {one}" for one, why in known.items() if not why.strip()]
-    lines += [f"{module}: justified, and was not run" for module in justified if module not in report]
-    return lines
+        for one in sorted(set(entry["survived"].values())):
+            reasons = [reason for reason in explains(justified, module) if reason[1](one)]
+            used |= {name for name, _ in reasons}
+            if not reasons:
+                lines.append(f"{module}: survives, and nothing says why: {one}")
+    for module, groups in justified.items():
+        if module not in (*report, "every"):
+            lines.append(f"{module}: justified, and was not run")
+        lines += [f"{module}: justified without a reason: {group}" for group in groups if not group["why"].strip()]
+    every = {name for module in justified for name, _ in explains(justified, module)}
+    return lines + [f"{module}: justified, and does not survive: {what}" for module, what in sorted(every - used)]
 
 
-def justifications(text: str) -> dict[str, dict[str, str]]:
-    """Read tests/survivors.yml: for each module groups of changes that share a reason."""
-    entries = yaml.safe_load(text) or {}
-    return {
-        module: {one: group["why"] for group in groups for one in group["changes"]}
-        for module, groups in entries.items()
-    }
+def explains(
+    justified: dict[str, list[dict[str, Any]]], module: str
+) -> Iterator[tuple[tuple[str, str], Callable[[str], object]]]:
+    """What tells whether a change is one that the file justifies, for this module or for every one, and its name."""
+    for where in {module, "every"}:
+        for group in justified.get(where, []):
+            for one in group.get("changes", []):
+                yield (where, one), one.__eq__
+            for pattern in group.get("patterns", []):
+                yield (where, pattern), re.compile(pattern).search
 
 
-def main(names: list[str]) -> int:
-    """Mutate these modules, and check the report and the justifications as a whole."""
+def main(names: list[str], again: bool = False) -> int:
+    """Mutate these modules, or try `again` what survived in them; then check the report and the justifications."""
     report = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
     WORK.mkdir(parents=True, exist_ok=True)
     for module in names:
-        report[module] = run(module)
+        same = again and module in report and report[module]["source"] == fingerprint(module)
+        if same and not report[module]["survived"]:
+            continue
+        report[module] = run(module, report[module] if same else None)
         print(f"{module}: {report[module]['mutants']} mutants, {share(report[module]):.1%} noticed", flush=True)
         REPORT.write_text(
             json.dumps(dict(sorted(report.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     total = sum(entry["mutants"] for entry in report.values())
-    missed = sum(entry["missed"] for entry in report.values())
+    missed = sum(len(entry["survived"]) for entry in report.values())
     print(f"{len(report)} of {len(modules())} modules were run: {total} mutants, {total - missed} noticed")
     if never := [module for module in modules() if module not in report]:
         print(f"never run: {', '.join(never)}")
     if changed := [module for module in report if report[module]["source"] != fingerprint(module)]:
         print(f"changed since they were run: {', '.join(changed)}")
-    found = problems(report, justifications(SURVIVORS.read_text(encoding="utf-8")))
+    found = problems(report, yaml.safe_load(SURVIVORS.read_text(encoding="utf-8")))
     print(*found, sep="\n")
     return bool(found)
 

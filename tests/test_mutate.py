@@ -78,25 +78,36 @@ def test_what_a_careless_chapter_would_let_pass_is_listed(tmp_path):
     assert "ignore-output: 3\n" in result.stdout
 
 
+KNOWN = "f: a < b ⇒ a <= b"
+
+
 @pytest.fixture
 def report():
-    fared = {"mutants": 10, "missed": 1, "survived": ["f: a < b ⇒ a <= b"]}
+    fared = {"mutants": 10, "survived": {"x_f__mutmut_1": KNOWN}}
     return {"spec": fared}
 
 
-def test_a_survivor_that_is_justified_is_no_problem(report):
-    text = "spec:\n- why: they are never equal\n  changes: ['f: a < b ⇒ a <= b']\n"
-    assert mutate_source.problems(report, mutate_source.justifications(text)) == []
+@pytest.mark.parametrize("module", ["spec", "every"])
+@pytest.mark.parametrize("what", [{"changes": [KNOWN]}, {"patterns": ["<.*⇒.*<=", "⇒ a <= b$"]}])
+def test_a_survivor_that_is_justified_is_no_problem(report, module, what):
+    assert mutate_source.problems(report, {module: [{"why": "they are never equal", **what}]}) == []
 
 
 @pytest.mark.parametrize(
     ("fared", "justified", "problem"),
     [
-        ({}, {}, "survives, and nothing says why: f: a < b ⇒ a <= b"),
-        ({"survived": []}, {"spec": {"f: a < b ⇒ a <= b": "x"}}, "justified, and does not survive"),
-        ({}, {"spec": {"f: a < b ⇒ a <= b": " "}}, "without a reason"),
-        ({"missed": 2}, {"spec": {"f: a < b ⇒ a <= b": "x"}}, "80.0% of its mutants are noticed, and 90% must be"),
-        ({}, {"files": {"f: a ⇒ b": "x"}}, "files: justified, and was not run"),
+        ({}, {}, f"spec: survives, and nothing says why: {KNOWN}"),
+        ({}, {"files": [{"why": "x", "changes": [KNOWN]}]}, f"spec: survives, and nothing says why: {KNOWN}"),
+        ({}, {"every": [{"why": "x", "changes": ["a < b"]}]}, f"spec: survives, and nothing says why: {KNOWN}"),
+        ({"survived": {}}, {"spec": [{"why": "x", "changes": [KNOWN]}]}, "spec: justified, and does not survive"),
+        ({}, {"every": [{"why": "x", "patterns": ["c <"]}]}, "every: justified, and does not survive: c <"),
+        ({}, {"spec": [{"why": " ", "changes": [KNOWN]}]}, "without a reason"),
+        (
+            {"mutants": 5},
+            {"spec": [{"why": "x", "changes": [KNOWN]}]},
+            "80.0% of its mutants are noticed, and 90% must",
+        ),
+        ({}, {"files": [{"why": "x", "changes": ["f: a ⇒ b"]}]}, "files: justified, and was not run"),
     ],
 )
 def test_a_survivor_that_nothing_explains_is_noticed(report, fared, justified, problem):
