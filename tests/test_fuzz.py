@@ -152,24 +152,28 @@ def packed(enforce_sorted: bool = True) -> Any:
 FOLDERS: list[Path] = []
 
 
-def fill(folder: Path) -> None:
-    """Files for the arguments that name one: an LSTM in ONNX, a checkpoint, and neither."""
-    FOLDERS.append(folder)
-    onnx_export.export_onnx(lstm().eval(), torch.randn(T, N, I), here("lstm.onnx"))
-    training.fit(**trained({"epochs": 1, "checkpoint": here("checkpoint")}))
-    here("text").write_text("no such file", encoding="utf-8")
+# Files for the arguments that name one: an LSTM in ONNX, a checkpoint, and neither.
+FILES: dict[str, Callable[[Path], object]] = {
+    "lstm.onnx": lambda path: onnx_export.export_onnx(lstm().eval(), torch.randn(T, N, I), path),
+    "checkpoint": lambda path: training.fit(**trained({"epochs": 1, "checkpoint": path})),
+    "text": lambda path: path.write_text("no such file", encoding="utf-8"),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
-    fill(tmp_path_factory.mktemp("fuzz"))
+    FOLDERS.append(tmp_path_factory.mktemp("fuzz"))
     yield
     plt.close("all")
     FOLDERS.clear()
 
 
 def here(name: str) -> Path:
-    return FOLDERS[0] / name
+    """A path in the test's folder; one of FILES is made when it is first asked for, since that takes a while."""
+    path = FOLDERS[0] / name
+    if name in FILES and not path.exists():
+        FILES[name](path)
+    return path
 
 
 def a_runtime() -> runtimes.Runtime:
@@ -776,7 +780,7 @@ def quoted(value: Any, message: str) -> bool:
     if isinstance(value, dict):
         kinds += [str(list(value)), *map(repr, value.values()), *(type(e).__name__ for e in value.values())]
     if dataclasses.is_dataclass(value):
-        kinds += map(repr, vars(value).values())
+        kinds += [repr(getattr(value, field.name)) for field in dataclasses.fields(value)]
     if isinstance(value, Tensor | np.ndarray):
         kinds += [
             str(tuple(value.shape)),

@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import yaml
-from test_fuzz import ARGUMENTS, FOLDERS, TABLE, fill, folder  # noqa: F401 (a fixture)
+from test_fuzz import ARGUMENTS, FOLDERS, TABLE, folder  # noqa: F401 (a fixture)
 
 SAID = Path(__file__).with_name("refusals.yml")
 OURS = [(name, argument) for name, argument in ARGUMENTS if argument not in TABLE[name].torch]
@@ -41,6 +41,6 @@ def test_every_text_has_its_refusal():
 
 
 if __name__ == "__main__":
-    fill(Path(tempfile.mkdtemp()))
+    FOLDERS.append(Path(tempfile.mkdtemp()))
     texts = {f"{name}: {argument}": refusal(name, argument) for name, argument in OURS}
     SAID.write_text(yaml.safe_dump(texts, allow_unicode=True, sort_keys=False, width=120), encoding="utf-8")
