@@ -50,6 +50,7 @@ TESTS = {
     "torch_runtimes": ["runtimes"],
     "trees": ["diagnose", "quantization"],
 }
+# The plugin for unraisable exceptions collects all garbage, which takes longer than most tests.
 # Every function is called by one of mutmut's own, so that a warning cannot point at the caller.
 # Fork only from a process that has never used torch's threads: its children would wait for them for ever.
 SETTINGS = """
@@ -57,7 +58,7 @@ SETTINGS = """
 source_paths = ["lstm_utils"]
 only_mutate = ["lstm_utils/{module}.py"]
 also_copy = {copied}
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-k", "not points_at_the_caller"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "-k", "not points_at_the_caller"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 timeout_multiplier = 30.0
