@@ -65,7 +65,7 @@ def diagnose_ctc(
         repeats = sum(left == right for left, right in pairwise(row))
         needed = len(row) + repeats
         if needed > available:
-            reason = f"{len(row)} labels and {repeats} blanks between equal neighbours"
+            reason = f"{len(row)} labels and {repeats} blanks between equal neighbors"
             case.found("P22", f"sample {number} has {available} frames and needs {needed}: {reason}")
         if blank in row:
             case.found("P22", f"the target of sample {number} contains {blank}, the blank")

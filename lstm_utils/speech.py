@@ -222,7 +222,7 @@ def pack(utterances: Sequence[Utterance], seed: int) -> bytes:
         steps.append(((log_mel(torch.from_numpy(samples)) - FLOOR_DB) / STEP_DB).round().to(torch.uint8).numpy())
     values = np.concatenate(steps)
     arrays: dict[str, Any] = {"utterances": np.array(utterances, dtype=str), "lengths": np.array([*map(len, steps)])}
-    arrays["differences"] = np.diff(values, axis=1, prepend=np.uint8(0))  # between neighbours: they compress better
+    arrays["differences"] = np.diff(values, axis=1, prepend=np.uint8(0))  # between neighbors: they compress better
     arrays["waveform"] = (first * 2**15).round().clip(-(2**15), 2**15 - 1).astype(np.int16)
     np.savez(buffer := io.BytesIO(), **arrays)
     return buffer.getvalue()

@@ -346,7 +346,7 @@
     const needed = count + repeats;
     const fits = kept >= needed;
     const coarsest = needed > 1n ? (frames - 1n) / (needed - 1n) : null;
-    const blanks = `${counted(count, "label")} and ${counted(repeats, "blank")} between equal neighbours`;
+    const blanks = `${counted(count, "label")} and ${counted(repeats, "blank")} between equal neighbors`;
     return {
       summary:
         `${fits ? "Fits" : "Does not fit"}: ${counted(kept, "frame")}, and ${commas(needed)} needed, ` +
