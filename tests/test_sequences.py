@@ -348,6 +348,7 @@ def epochs_of(lengths, number):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later: the process has threads
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_a_loader_yields_the_sampler_s_batches(workers):
     lengths = torch.randint(1, 9, (23,)).tolist()
     dataset = [torch.full((length,), index) for index, length in enumerate(lengths)]
