@@ -82,6 +82,25 @@ def pytest_runtest_logreport(report):
         with noticed.open("a", encoding="utf-8") as file:
             file.write(report.nodeid + "\\n")
 """
+# Asks mypy in the folder of a run, and passes on what it says of mutants alone: where mutmut hides the type of a
+# function, mypy also minds those who call it, and then the unchanged function as much as its mutants.
+TYPES = """
+import ast, json, subprocess, sys
+said = subprocess.run([sys.executable, "-m", *sys.argv[1:]], capture_output=True, text=True).stdout.splitlines()
+errors = [error for error in map(json.loads, said) if error["severity"] == "error"]
+found = []
+for file in {error["file"] for error in errors}:
+    tree = ast.parse(open(file, encoding="utf-8").read())
+    ours = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef) and "__mutmut_" in one.name]
+    for error in errors:
+        for one in ours:
+            if error["file"] == file and one.lineno <= error["line"] <= one.end_lineno:
+                found.append((*one.name.split("__mutmut_"), error))
+unchanged = {(name, error["message"]) for name, which, error in found if which == "orig"}
+for name, which, error in found:
+    if (name, error["message"]) not in unchanged:
+        print(json.dumps(error))
+"""
 TYPED = "caught by type check"  # `make test` asks mypy first
 CAUGHT = ("killed", "timeout", "segfault", TYPED)
 # Run with mutmut at hand, in the folder of a run: every mutant, how it fared, and its lines before and after.
@@ -131,8 +150,8 @@ def lay_out(folder: Path, module: str) -> None:
         path.write_text(text, encoding="utf-8")
     (folder / "conftest.py").write_text(SOONER, encoding="utf-8")
     copied = sorted({"conftest.py", *(name.split("/")[0] for name in names)} - {"tests", "pyproject.toml"})
-    types = [sys.executable, "-m", "mypy", "--output=json", "--no-warn-unused-ignores", f"--cache-dir={WORK / 'mypy'}"]
-    given = {"copied": copied, "tests": tests_of(module), "types": [*types, "lstm_utils"]}
+    asked = ["mypy", "--output=json", "--no-warn-unused-ignores", f"--cache-dir={WORK / 'mypy'}", "lstm_utils"]
+    given = {"copied": copied, "tests": tests_of(module), "types": [sys.executable, "-c", TYPES, *asked]}
     settings = SETTINGS.format(module=module, **{name: json.dumps(value) for name, value in given.items()})
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(settings)
