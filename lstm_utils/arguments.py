@@ -144,7 +144,8 @@ def integers(lengths: Any) -> Tensor:
         TypeError, ValueError: they are no integers, or not of one dimension.
     """
     try:
-        found = torch.as_tensor(lengths)
+        # A tensor as it is: under another default device, as_tensor would move it there.
+        found = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(lengths).__name__
         raise TypeError(f"lengths must be integers, one for each sequence, got a {kind}: {error}") from error

@@ -59,10 +59,10 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
     """
     require_module("module", module)
     parameters = dict(module.named_parameters())
-    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    gradients = {name: _numbers(parameter.grad) for name, parameter in parameters.items() if parameter.grad is not None}
     if not gradients:
         raise RuntimeError(f"none of the {len(parameters)} parameters has a gradient; call loss.backward() first")
-    norms = [_norm(gradient) for gradient in gradients.values()]
+    norms = [_norm(values) for values in gradients.values()]
     together = torch.stack([norm.to(norms[0].device) for norm in norms])  # one wait for the device, not one for each
     found = dict(zip(gradients, together.tolist(), strict=True))
     for name, norm in found.items():
@@ -71,10 +71,14 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
     return found
 
 
-def _norm(gradient: Tensor) -> Tensor:
-    """In float64, where there is one: the square of 1e20 fits into no float32, nor that of 300 into a float16."""
+def _numbers(gradient: Tensor) -> Tensor:
+    """Real ones that are all there: torch has no maximum of a sparse tensor, nor one of complex numbers."""
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    values = torch.view_as_real(values) if values.is_complex() else values
+    return torch.view_as_real(values) if values.is_complex() else values
+
+
+def _norm(values: Tensor) -> Tensor:
+    """In float64, where there is one: the square of 1e20 fits into no float32, nor that of 300 into a float16."""
     dtype = torch.float32 if values.device.type == "mps" else torch.float64
     norm: Tensor = torch.linalg.vector_norm(values, dtype=dtype)
     return norm

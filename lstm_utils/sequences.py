@@ -67,7 +67,7 @@ def run_packed(
     """
     require_module("lstm", lstm)
     seq_len, steps = steps_of(x, lengths, lstm.batch_first)
-    inner = getattr(lstm, "lstm", lstm)  # of a wrapper such as FoldedProjection
+    inner = getattr(lstm, "lstm", lstm)  # of a wrapper such as WeightDrop
     for name, state in zip(("h_0", "c_0"), () if hx is None else hx, strict=False):
         # A packed nn.LSTM given the states of a larger batch takes some of them; of more layers it may crash.
         if state.shape[:-1] != ((1 + inner.bidirectional) * inner.num_layers, len(steps)):

@@ -33,7 +33,6 @@ ENOUGH = 0.9
 TESTS = {
     "__main__": ["main"],
     "alternatives": ["bench"],
-    "arguments": ["refusals"],
     "detectors": ["diagnose"],
     "findings": ["diagnose"],
     "memory": ["measure"],

@@ -1,3 +1,4 @@
+import re
 from itertools import permutations
 from types import SimpleNamespace
 
@@ -265,6 +266,12 @@ def claims_file(tmp_path, monkeypatch):
     claims.claims.cache_clear()
     yield SimpleNamespace(path=tmp_path / "claims.yml")
     claims.claims.cache_clear()
+
+
+def test_what_is_no_yaml_is_quoted_by_its_beginning():
+    beginning = "- [" + "G20, " * 7 + "G2"  # 40 characters
+    with pytest.raises(ValueError, match=rf"^a claims file is YAML, and '{re.escape(beginning)}' is none: while "):
+        parse_claims(beginning + "0, G20")
 
 
 def test_audit_finds_a_claim_by_its_id(claims_file):

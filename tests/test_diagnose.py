@@ -484,6 +484,108 @@ def test_a_pitfall_is_found_in_every_size(key, data):
     assert key[0] in diagnosis.ids, str(diagnosis)
 
 
+# What a finding says --------------------------------------------------------------------------------------------------
+
+
+def shorter_when_noisy(m, x):
+    """Leaves out the last step where an output is larger than any of an LSTM, as when it is replaced by noise."""
+    steps = T - int(m.lower(x)[0].abs().max() > 1)
+    return m.readout(m.lstm(x[:, :steps])[0][:, -1])
+
+
+def time_first(m, x, n):
+    return m.readout(packed_output(m, x, n, total_length=T).transpose(0, 1))
+
+
+TURNED = "the batch came in batch first, and the result (7, 4, {}) is time first"
+ZEROS = "two more steps of zeros behind what was unpacked move the result (4, 3)"
+BOTH = (x(), LENGTHS)
+PACKED = pack_padded_sequence(x(), LENGTHS, batch_first=True, enforce_sorted=False)
+SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnose is told
+    "sample 1 has 3 steps, and the result reads step 6 of lstm (counting from 0)": lambda: (
+        "P04",
+        Net(shorter_when_noisy),
+        x(),
+        {"lengths": LENGTHS},
+    ),
+    "of the samples [0, 2, 3] the result reads padding alone, zeros in the output of lstm": lambda: (
+        "P04",
+        Net(lambda m, x, n: m.readout(packed_output(m, x, n)[:, -1])),
+        (x(), torch.tensor([3, 7, 5, 2])),
+        {},
+    ),
+    "the forward half of lstm is read only where it has seen a single step": lambda: (
+        "P03",
+        Net(lambda m, x: m.readout(m.lstm(x)[0][:, 0]), bidirectional=True),
+        x(),
+        {},
+    ),
+    "the reverse half of lstm is read only where it has seen a single step": lambda: (
+        "P03",
+        Net(last, bidirectional=True),
+        x(),
+        {},
+    ),
+    "other numbers in the padding change the results of the samples [0, 1, 2, 3]": lambda: (
+        # Every sequence is one step long, and step 0 is its first and its last: no P03.
+        "P32",
+        Net(lambda m, x: m.readout(m.lstm(x)[0][:, 0]), bidirectional=True),
+        x(),
+        {"lengths": [1] * N},
+    ),
+    # Of two classes the sum of exponentials may well be near 1, and it is 1 for a single number near 0.
+    TURNED.format(2): lambda: ("P11", Net(lambda *a: time_first(*a)[..., :2] / 9), BOTH, {"lengths": LENGTHS}),
+    TURNED.format(1): lambda: ("P11", Net(lambda *a: time_first(*a)[..., :1] / 1e4), BOTH, {"lengths": LENGTHS}),
+    TURNED.format(3): lambda: (
+        "P11",
+        Net(lambda m, x, n: (m.readout(m.lstm(x[:, :1])[0][:, 0]), m.lower(PACKED)[0], time_first(m, x, n))),
+        BOTH,
+        {"lengths": LENGTHS},
+    ),
+}
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_a_finding_says_what_was_seen(seen):
+    pitfall, model, batch, told = SEEN[seen]()
+    assert Finding(pitfall, seen) in diagnose(model, batch, **told).findings
+    assert diagnose(model, batch, **told).ids == (pitfall,)
+
+
+def test_log_probabilities_of_two_classes_are_time_first_for_ctc():
+    model = Net(lambda *a: time_first(*a)[..., :2].log_softmax(-1))
+    assert diagnose(model, BOTH, LENGTHS).ids == ()
+
+
+def more_results(m, x):
+    output, (h_n, _) = m.lstm(x)
+    return [m.readout(h_n[-1])] * (1 if m.is_known(output) else 2)
+
+
+def more_results_after_more_zeros(m, x, n):
+    output = packed_output(m, x, n)
+    return [m.readout(output.mean(1))] * (1 if output.shape[1] == T else 2)
+
+
+def fewer_calls(m, x, n):
+    output = packed_output(m, x, n)
+    result = m.readout(output[:, 0])
+    return result + m.readout(packed_output(m, m.lower(x)[0], n).sum(1)) if m.is_known(output) else result
+
+
+@pytest.mark.parametrize(
+    ("forward", "batch", "told", "found"),
+    [
+        (more_results, x(), {"lengths": LENGTHS}, "P32"),
+        (more_results_after_more_zeros, BOTH, {}, "P04"),
+        (fewer_calls, BOTH, {}, "P04"),
+    ],
+)
+def test_a_module_may_take_another_way_in_an_experiment(forward, batch, told, found):
+    model = remembering(forward)
+    assert diagnose(model, batch, **told).ids == (found,)
+
+
 # Nothing found where nothing is wrong --------------------------------------------------------------------------------
 
 # The examples are random, and the same in every run: CI must not fail one night in a hundred.
@@ -657,19 +759,20 @@ class Subclass(nn.LSTM):
 def only_once(m, x):
     """Refuses any output of the LSTM but the first that it saw, in all of its copies."""
     final = m.lstm(x)[0][:, -1]
-    m.known.append(final.detach())
-    if not torch.equal(final, m.known[0]):
+    if not m.is_known(final):
         raise ValueError("not this one")
     return m.readout(final)
 
 
-def remembering():
-    class Known(list):
-        def __deepcopy__(self, memo):
-            return self
+def remembering(forward):
+    """A net that tells whether a tensor is the first that it, or a copy of it, was asked about."""
+    known, model = [], Net(forward)
 
-    model = Net(only_once)
-    model.known = Known()
+    def is_known(tensor):
+        known.append(tensor.detach())
+        return torch.equal(tensor, known[0])
+
+    model.is_known = is_known  # a function, which is never copied
     return model
 
 
@@ -707,12 +810,12 @@ REASONS = {
         {"batch_dim": 0},
     ),
     "whether samples mix, since the module did not stand the experiment (ValueError: not this one)": lambda: (
-        remembering(),
+        remembering(only_once),
         x(),
         {"batch_dim": 0},
     ),
     "which steps are read, since the module did not stand the experiment (ValueError: not this one)": lambda: (
-        remembering(),
+        remembering(only_once),
         x(),
     ),
     "which steps are read, since no gradient leads": lambda: (Net(torch.no_grad()(last)), x(), {"batch_dim": 0}),

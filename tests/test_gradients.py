@@ -65,6 +65,36 @@ def test_the_norm_of_half_precision_gradients_does_not_overflow():
     assert gradient_norms(model)["weight"] == pytest.approx(1e5, rel=0.01)
 
 
+def test_a_norm_is_as_exact_as_float64_and_the_only_parameter_will_do():
+    model = nn.Linear(10, 1, bias=False, dtype=torch.float16)
+    model.weight.grad = torch.ones_like(model.weight)
+    assert gradient_norms(model) == {"weight": pytest.approx(math.sqrt(10), rel=1e-15)}
+
+
+def test_the_norm_of_a_float64_gradient_may_be_larger_than_the_root_of_its_largest_number():
+    model = nn.Linear(2, 2, dtype=torch.float64)
+    model.weight.grad, model.bias.grad = torch.full((2, 2), -1e200, dtype=torch.float64), torch.ones(2).double()
+    assert gradient_norms(model) == {"weight": pytest.approx(2e200), "bias": pytest.approx(math.sqrt(2))}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e200])
+def test_a_complex_number_counts_by_its_absolute_value(size):
+    model = nn.Linear(1, 4, bias=False, dtype=torch.complex128)
+    model.weight.grad = torch.full((4, 1), (3 + 4j) * size, dtype=torch.complex128)
+    assert gradient_norms(model) == {"weight": pytest.approx(10 * size)}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e200])
+def test_a_row_that_a_sparse_gradient_names_twice_counts_as_the_sum(size):
+    model = nn.Embedding(5, 1, sparse=True, dtype=torch.float64)
+    (size * model(torch.tensor([1, 1, 1, 4, 4, 4, 4])).sum()).backward()
+    assert not model.weight.grad.is_coalesced()
+    assert gradient_norms(model) == {"weight": pytest.approx(5 * size)}  # 3 and 4, where the seven have √7
+    clipper = GradientClipper(model, size)
+    assert clipper.clip()
+    assert model.weight.grad.to_dense()[:, 0].tolist() == pytest.approx([0, 0.6 * size, 0, 0, 0.8 * size])
+
+
 # Clipping ------------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +210,16 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_is_touched(value):
     assert record.scales == {"": 0}
     assert record.clipped
     assert not math.isfinite(record.norm)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_sparse_gradient_that_is_not_finite_is_named_or_skipped(value):
+    model = nn.Embedding(5, 2, sparse=True)
+    (value * model(torch.tensor([1, 1])).sum()).backward()
+    with pytest.raises(NonFiniteGradientError, match="the gradient of weight is not finite"):
+        GradientClipper(model, 1.0).clip()
+    assert not GradientClipper(model, 1.0, nonfinite="skip").clip()
+    assert model.weight.grad is None
 
 
 def test_many_names_are_cut_short():

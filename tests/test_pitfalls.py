@@ -1,5 +1,7 @@
 """The record of the pitfalls: what it holds, how a message finds its entry, and what it refuses."""
 
+import re
+
 import pytest
 
 from lstm_utils.findings import Diagnosis, Finding
@@ -75,6 +77,13 @@ def test_the_index_of_a_state_is_kept_and_other_numbers_are_not():
     assert find_pitfalls("Expected hidden[1] size (2, 8, 64), got [2, 8, 16]")[0].id == "P21"
 
 
+def test_four_words_of_five_are_enough_and_three_are_not():
+    recorded = "start (13) + length (1) exceeds dimension size (13)."
+    assert recorded in pitfall("P10").messages
+    assert [entry.id for entry in find_pitfalls("the size exceeds its dimension from the start")] == ["P10", "P12"]
+    assert find_pitfalls("the size exceeds its dimension") == []
+
+
 GOOD = "- {id: P90, title: t, cause: c, cure: d, silent: s}"
 
 
@@ -98,7 +107,15 @@ def test_a_damaged_record_is_refused(text, message):
         parse_pitfalls(text)
 
 
+def test_what_is_no_yaml_is_quoted_by_its_beginning():
+    beginning = "- [" + "P90, " * 7 + "P9"  # 40 characters
+    with pytest.raises(ValueError, match=rf"^a pitfalls file is YAML, and '{re.escape(beginning)}' is none: while "):
+        parse_pitfalls(beginning + "0, P90")
+
+
 def test_a_sound_record_is_read():
+    spoken = GOOD.replace("silent: s", "messages: [m, n]")
+    assert parse_pitfalls(spoken) == {"P90": Pitfall("P90", "t", "c", "d", messages=("m", "n"))}
     assert parse_pitfalls(GOOD) == {"P90": Pitfall("P90", "t", "c", "d", silent="s")}
 
 
@@ -117,6 +134,15 @@ def test_what_was_seen_is_held_against_the_record():
     assert repr(pitfall("P18").expect(pitfall("P18").messages[0], FOUND)).endswith("\ndiagnose, warning: that")
     assert repr(pitfall("P16").happens(True, "counted")) == "P16: counted"
     assert pitfall("P06").show().seen == pitfall("P06").messages[0]
+
+
+FULL = Pitfall("P90", "t", "why", "how", ("one", "two"), "quiet", "hidden", "far")
+
+
+def test_every_recorded_message_is_quoted():
+    assert FULL.show().seen == "one | two"
+    with pytest.raises(PitfallError, match=r"^P90 is recorded as saying one \| two; now it says: three$"):
+        FULL.expect("three")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +169,22 @@ def test_a_symptom_displays_the_message_as_it_is_and_the_record_around_it():
     assert max(map(len, fenced.splitlines())) <= 80
     assert rest == f"**Cause**: {pitfall('P05').cause}\n\n**Cure**: {pitfall('P05').cure}"
     assert "**Not executed here**: It needs" in pitfall("P06").show()._repr_markdown_()
+
+
+def test_a_symptom_names_all_that_is_recorded():
+    assert FULL.show()._repr_markdown_() == (
+        "```text\none | two\n```\n\n**In silence**: quiet\n\n**Cause**: why\n\n**Cure**: how\n\n"
+        "**Beyond `diagnose`**: hidden\n\n**Not executed here**: far"
+    )
+
+
+def test_a_long_message_is_broken_between_words_alone():
+    path = "/a-long/path-that/ends-in/" + "x" * 90
+    assert FULL.happens(True, f"{'x ' * 38}well-known {path}")._repr_markdown_().splitlines()[1:4] == [
+        "x " * 37 + "x",
+        "well-known",
+        path,
+    ]
 
 
 @pytest.mark.parametrize("ticks", ["`", "``", "```", "`````"])

@@ -28,6 +28,48 @@ def test_numbers_and_figure_are_written_with_the_hardware(tmp_path, figure):
     assert written[1].read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_numbers_are_laid_out_for_a_reader(tmp_path, figure):
+    numbers, _ = save_results("one", {"loss": [0.5], "note": "×"}, figure, folder=tmp_path)
+    text = numbers.read_bytes().decode("utf-8")
+    assert text.startswith('{\n "hardware": {\n  "')
+    assert text.endswith('\n },\n "loss": [\n  0.5\n ],\n "note": "×"\n}\n')
+
+
+def test_the_picture_is_a_png_that_does_not_depend_on_a_version_or_a_setting(tmp_path, figure):
+    with plt.rc_context({"savefig.format": "svg"}):
+        _, picture = save_results("one", {}, figure, folder=tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert b"Software" not in picture.read_bytes()  # where matplotlib writes its version
+
+
+def test_a_notebook_s_results_go_to_the_folder_beside_it(tmp_path, figure, monkeypatch):
+    for name in ("notebooks", "results"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    save_results("one", {}, figure)
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["one.json", "one.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": ""}, ValueError, "name must be that of a file, without a folder, got ''"),
+        ({"name": "a/one"}, ValueError, "name must be that of a file, without a folder, got 'a/one'"),
+        (
+            {"numbers": {"hardware": 7}},
+            ValueError,
+            "'hardware' is the name of the description, and numbers has it: 7",
+        ),
+        ({"numbers": [1]}, TypeError, r"numbers must be a mapping of names to numbers, got \[1\] of type list"),
+        ({"folder": 3}, TypeError, "folder must be a path, got 3 of type int"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused(tmp_path, figure, arguments, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        save_results(**{"name": "one", "numbers": {}, "figure": figure, "folder": tmp_path} | arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_same_results_are_the_same_bytes(tmp_path, figure):
     first = [path.read_bytes() for path in save_results("one", {"a": 1}, figure, folder=tmp_path)]
     assert [path.read_bytes() for path in save_results("one", {"a": 1}, figure, folder=str(tmp_path))] == first

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from lstm_utils import LSTMSpec, ReferenceLSTM
+from lstm_utils.projection import FoldedProjection
+from lstm_utils.regularization import WeightDrop
 from lstm_utils.sequences import LengthBucketSampler, last_valid_step, masked_mean, run_packed, valid_mask
 
 KINDS = (nn.LSTM, ReferenceLSTM)
@@ -112,6 +114,16 @@ def test_padding_is_never_read_and_comes_out_as_zeros(call, extra, kind):
     gradients = run.gradients(output, h_n, c_n)
     assert torch.equal(gradients["x"][~real], torch.zeros_like(gradients["x"][~real]))
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("wrapper", [FoldedProjection, WeightDrop])
+def test_a_wrapper_takes_the_states_of_its_lstm(wrapper):
+    lstm = nn.LSTM(2, 4, 2, bidirectional=True, proj_size=3, batch_first=True, dtype=torch.float64).eval()
+    x, hx, lengths = normal(3, 5, 2), (normal(4, 3, 3), normal(4, 3, 4)), [5, 2, 1]
+    wrapped = wrapper(lstm).eval()
+    assert_close(run_packed(wrapped, x, lengths, hx), run_packed(lstm, x, lengths, hx))
+    with pytest.raises(ValueError, match=r"h_0 must have shape .*, got \(4, 2, 3\)"):
+        run_packed(wrapped, x, lengths, (hx[0][:, :2], hx[1]))
 
 
 @examples["some"]
@@ -220,6 +232,42 @@ def test_counts_and_hits_can_be_averaged_too():
     assert masked_mean(right.float(), valid_mask([2, 1], 3, batch_first=True)).dtype == torch.float32
 
 
+def test_another_default_device_moves_nothing():
+    lengths, output = torch.tensor([3, 1]), normal(2, 3, 4)
+    with torch.device("meta"):
+        masks = [valid_mask(lengths, seq_len, batch_first=True) for seq_len in (None, 3)]
+        last = last_valid_step(output, lengths, batch_first=True, bidirectional=False)
+    assert [mask.tolist() for mask in masks] == [[[True, True, True], [True, False, False]]] * 2
+    assert torch.equal(last, output[[0, 1], [2, 0]])
+
+
+def test_one_sequence_alone_has_a_mean():
+    assert masked_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])).item() == 1.5
+    with pytest.raises(ValueError, match="dim must be an integer from -1 to 0, got 1"):
+        masked_mean(torch.zeros(3), torch.ones(3, dtype=torch.bool), 1)
+
+
+@pytest.mark.parametrize("dim", [None, 1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_a_mean_has_the_dtype_of_its_values_and_a_sum_that_it_would_not_hold(dtype, dim):
+    values = torch.full((1, 4000), 300, dtype=dtype)  # 1.2e6 together; float16 ends at 65504, bfloat16 has 8 bits
+    values[0, ::2] = 100j if dtype.is_complex else 100
+    mean = masked_mean(values, torch.ones(1, 4000, dtype=torch.bool), dim)
+    assert mean.dtype == dtype
+    assert mean.shape == (() if dim is None else (1,))
+    assert mean.item() == pytest.approx(150 + 50j if dtype.is_complex else 200, rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [None, 1])
+def test_integers_are_added_up_exactly_whatever_their_own_dtype_holds(dim):
+    large = torch.tensor([[2**24 + 1, -(2**24)], [1, 2]])  # float32 has no 2**24 + 1
+    small = torch.tensor([[200, 255], [0, 1]], dtype=torch.uint8)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    for values, rows in ((large, [0.5, 1.5]), (small, [227.5, 0.5])):
+        mean = masked_mean(values, mask, dim)
+        assert (mean.dtype, mean.tolist()) == (torch.float32, sum(rows) / 2 if dim is None else rows)
+
+
 # Bucketed batches ------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +329,13 @@ def test_lengths_changed_later_change_no_order():
 def test_equal_lengths_keep_the_shuffled_order():
     shuffled = list(LengthBucketSampler([7] * 40, 4, batches_per_pool=1))
     assert sorted(LengthBucketSampler([7] * 40, 4, batches_per_pool=10)) == sorted(shuffled)
+
+
+def test_samples_of_equal_length_keep_the_shuffled_order_among_others():
+    lengths = [1 + index % 3 for index in range(400)]
+    (shuffled,) = LengthBucketSampler([7] * 400, 400)
+    (batch,) = LengthBucketSampler(lengths, 400)
+    assert batch == sorted(shuffled, key=lengths.__getitem__)
 
 
 def test_epochs_and_seeds_differ():
@@ -457,6 +512,8 @@ def test_an_odd_width_has_no_two_halves():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_a_mask_that_is_not_bool_is_refused(dtype):
+    with pytest.raises(TypeError, match="must be bool, True at real steps, got list; valid_mask makes one"):
+        masked_mean(torch.zeros(2, 3), [[True] * 3] * 2)
     with pytest.raises(TypeError, match=f"must be bool, True at real steps, got {dtype}; valid_mask makes one"):
         masked_mean(torch.zeros(2, 3), torch.ones(2, 3, dtype=dtype))
 
