@@ -48,7 +48,6 @@ TESTS = {
     "spectrum": ["speech", "extremes"],
     "steps": ["diagnose"],
     "torch_runtimes": ["runtimes"],
-    "trees": ["diagnose", "quantization"],
 }
 # Every function is called by one of mutmut's own, so that a warning cannot point at the caller.
 # Fork only from a process that has never used torch's threads: its children would wait for them for ever.
