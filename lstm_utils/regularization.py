@@ -107,7 +107,7 @@ class WeightDrop(nn.Module):
     def forward(self, x: Tensor | PackedSequence, hx: States | None = None) -> tuple[Tensor | PackedSequence, States]:
         """Run the LSTM, in training with some recurrent weights at zero; arguments and result are those of nn.LSTM."""
         dropped = {}
-        if self.training and self.p > 0:
+        if self.training:
             weights = self.lstm.named_parameters()
             dropped = {
                 name: nn.functional.dropout(weight, self.p) for name, weight in weights if name.startswith("weight_hh")

@@ -89,7 +89,7 @@ def machine_name(hardware: Mapping[str, Any]) -> str:
 
 
 def _slug(words: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", words.lower())).strip("-")
+    return "-".join(re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)", "", words.lower())))
 
 
 def save_report(folder: Path | str, report: Mapping[str, Any]) -> Path:
@@ -149,7 +149,7 @@ def _departure(value: object, kind: str) -> str | None:
     first = min(errors, key=lambda error: (list(error.absolute_path), error.validator != "required"), default=None)
     if first is None:
         return None
-    place = first.json_path.removeprefix("$").lstrip(".") or f"the {kind}"
+    place = first.json_path.removeprefix("$").removeprefix(".") or f"the {kind}"
     if first.validator == "required":
         missing = next(field for field in first.validator_value if field not in first.instance)
         return f"{place} has no {missing!r}; it needs {', '.join(first.validator_value)}"

@@ -9,6 +9,7 @@ Architectures".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +35,7 @@ def has_bfloat16(device: torch.device | str = "cpu") -> bool:
     if kind == "mps":
         return False  # the documentation promises none for all of Apple's chips
     abilities = torch.cpu.get_capabilities()
-    return any(abilities.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
+    return any(abilities.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,7 @@ class Roofline:
 
     def attainable(self, intensity: float, precision: str = "float32") -> float:
         """Operations a second that ``intensity`` operations a byte allow; by bandwidth alone where no peak is known."""
-        peak = self.gemm_flops.get(precision)
-        roof = intensity * self.cache_bandwidth
-        return roof if peak is None else min(peak, roof)
+        return min(self._peak(precision), intensity * self.cache_bandwidth)
 
     def ridge(self, precision: str = "float32") -> float:
         """The intensity at which the limit changes from the bandwidth to the arithmetic.
@@ -155,7 +154,7 @@ class Roofline:
 
     def _peak(self, precision: str) -> float:
         peak = self.gemm_flops.get(precision)
-        return float("inf") if peak is None else peak
+        return math.inf if peak is None else peak
 
     def least_seconds(self, work: Work, precision: str = "float32") -> float:
         """The time that this work takes at the limit; a measured time is longer."""
@@ -221,6 +220,6 @@ def _bandwidth(device: torch.device, nbytes: int, num_threads: int, rounds: int)
 
 def _best(statement: str, names: Mapping[str, torch.Tensor], num_threads: int, rounds: int) -> float:
     """Seconds of the fastest of the rounds, each of about two milliseconds."""
-    timer = Timer(statement, globals={"torch": torch, **names}, num_threads=num_threads)
+    timer = Timer(statement, globals=dict(names), num_threads=num_threads)
     number = max(1, round(0.002 / timer.timeit(1).mean))
     return min(float(timer.timeit(number).mean) for _ in range(rounds))

@@ -12,7 +12,8 @@ from lstm_utils.arguments import require_tensor
 
 SAMPLE_RATE, BANDS = 22_050, 80
 FLOOR_DB = -100.0
-SIZE = 1024  # samples of a Fourier transform; half of them are mirrored at both ends
+SIZE = 1024  # samples of a Fourier transform
+MIRRORED = SIZE // 2  # at both ends
 
 
 @cache
@@ -38,8 +39,8 @@ def log_mel(waveform: Tensor) -> Tensor:
     require_tensor("waveform", waveform)
     if not waveform.is_floating_point():
         raise TypeError(f"waveform must hold floats, about -1 to 1, got {waveform.dtype}; divide integers by 2**15")
-    if waveform.dim() != 1 or len(waveform) <= SIZE // 2:
-        raise ValueError(f"waveform must be one row of more than {SIZE // 2} samples, got {tuple(waveform.shape)}")
+    if waveform.dim() != 1 or len(waveform) <= MIRRORED:
+        raise ValueError(f"waveform must be one row of more than {MIRRORED} samples, got {tuple(waveform.shape)}")
     samples = waveform.float()
     spectrum = torch.stft(samples, SIZE, 441, 551, torch.hann_window(551), return_complex=True).abs() ** 2
     power = spectrum.T @ mel_filters()

@@ -47,7 +47,6 @@ TESTS = {
     "spectrum": ["speech", "extremes"],
     "steps": ["diagnose"],
     "torch_runtimes": ["runtimes"],
-    "trees": ["diagnose", "quantization"],
 }
 # The plugin for unraisable exceptions collects all garbage, which takes longer than most tests.
 # Every function is called by one of mutmut's own, so that a warning cannot point at the caller.

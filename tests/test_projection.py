@@ -51,6 +51,25 @@ def test_weights_are_copies_of_the_plain_size():
     assert folded.lstm.weight_ih_l0.data_ptr() != lstm.weight_ih_l0.data_ptr()
 
 
+def test_in_half_precision_the_way_up_is_half_too():
+    folded = FoldedProjection(nn.LSTM(3, 8, proj_size=2).half())
+    assert {tensor.dtype for tensor in folded.state_dict().values()} == {torch.float16}
+    torch.testing.assert_close(folded.down[0].T @ folded.up[0].T, torch.eye(2).half(), atol=0.01, rtol=0)
+
+
+def test_the_device_is_that_of_the_lstm():
+    lstm, x = nn.LSTM(3, 8, 2, proj_size=2, dtype=torch.float64), torch.randn(7, 2, 3, dtype=torch.float64)
+    with torch.device("meta"):
+        folded = FoldedProjection(lstm)
+    torch.testing.assert_close(folded(x), lstm(x))
+
+
+def test_a_state_of_more_layers_is_refused():
+    folded, states = FoldedProjection(nn.LSTM(3, 8, 2, proj_size=2)), (torch.zeros(3, 1, 2), torch.zeros(2, 1, 8))
+    with pytest.raises(ValueError, match="shorter"):
+        folded(torch.zeros(4, 1, 3), states)
+
+
 def test_without_a_projection_there_is_nothing_to_fold():
     with pytest.raises(ValueError, match=r"LSTM\(2, 3\) has no projection to fold"):
         FoldedProjection(nn.LSTM(2, 3))

@@ -37,9 +37,10 @@ def test_one_sequence_alone_has_one_mask():
 def test_packed_sequences_have_one_mask_each():
     lengths = torch.tensor([3, 7, 1])
     packed = pack_padded_sequence(torch.ones(3, 7, 64), lengths, batch_first=True, enforce_sorted=False)
-    dropped = LockedDropout(0.5)(packed)
+    dropped = LockedDropout(0.25)(packed)
     y, found = pad_packed_sequence(dropped, batch_first=True)  # (N, T, F)
     assert torch.equal(found, lengths)
+    assert dropped.data.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     for row, n in enumerate(lengths):
         assert torch.equal(y[row, :n], y[row, :1].expand(n, -1))
     assert not torch.equal(y[0, 0], y[1, 0])
@@ -67,6 +68,12 @@ def test_other_dimensions_are_refused(shape):
         LockedDropout()(torch.ones(shape))
     with pytest.raises(ValueError, match=r"expected \(N, T, F\)"):
         LockedDropout(batch_first=True)(torch.ones(shape))
+
+
+@pytest.mark.parametrize("x", [torch.ones(3, 2, 4).long(), pack_padded_sequence(torch.ones(3, 2, 4).long(), [3, 1])])
+def test_integers_are_refused_with_what_to_do(x):
+    with pytest.raises(TypeError, match=r"^x must hold floats, .* got torch\.int64; drop after the embedding$"):
+        LockedDropout()(x)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
@@ -148,6 +155,10 @@ def test_weights_train_load_copy_and_pickle():
     file.seek(0)
     for same in (plain, another, copy.deepcopy(wrapper), torch.load(file, weights_only=False)):
         assert torch.equal(same.eval()(x)[0], wrapper.eval()(x)[0])
+
+
+def test_half_is_dropped_by_default():
+    assert LockedDropout().p == WeightDrop(nn.LSTM(2, 3)).p == 0.5
 
 
 def test_both_say_what_they_are():

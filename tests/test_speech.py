@@ -196,6 +196,24 @@ def test_features_are_those_of_torchaudio():
         assert abs(found[frame, band].item() - expected) < (0.02 if expected > -40 else 1.5)
 
 
+def test_the_shortest_waveform_is_one_sample_longer_than_what_is_mirrored():
+    assert log_mel(torch.zeros(513)).shape == (2, 80)
+    for wrong in (torch.zeros(512), torch.zeros(1, 2000), torch.zeros(2000, 2)):
+        shape = re.escape(str(tuple(wrong.shape)))
+        with pytest.raises(ValueError, match=f"^waveform must be one row of more than 512 samples, got {shape}$"):
+            log_mel(wrong)
+
+
+def test_samples_that_have_no_decibels_are_refused_with_what_came():
+    with pytest.raises(
+        TypeError, match=r"^waveform must hold floats, .* got torch\.int16; divide integers by 2\*\*15$"
+    ):
+        log_mel(torch.zeros(2000, dtype=torch.int16))
+    for value, told in ((math.nan, "nan"), (-math.inf, "-inf"), (1e30, "1e+30")):
+        with pytest.raises(ValueError, match=re.escape(f"finite samples, about -1 to 1, got {told} of torch.float32")):
+            log_mel(torch.tensor([0.1, value, 0.2]).repeat(300))
+
+
 def test_filters_are_triangles_that_add_up():
     filters = mel_filters()
     assert filters.shape == (513, 80)
