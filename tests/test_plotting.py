@@ -98,7 +98,9 @@ def test_a_legend_stands_beside_its_panel():
     ("values", "shaded", "name"), [(np.zeros(4), [False] * 3, "f"), (np.zeros(3), [True], "shaded")]
 )
 def test_traces_need_a_value_for_each_label(values, shaded, name):
-    with pytest.raises(ValueError, match=rf"{name} has the shape .* there are 3 labels"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} has the shape .* there are 3 labels: (\[T|array).* for \['a', 'b', 'c'\]$"
+    ):
         plot_traces({"": {"f": values}}, list("abc"), shaded, "")
 
 
