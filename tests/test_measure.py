@@ -258,8 +258,7 @@ def test_the_peak_of_the_setup_does_not_count():
 
 
 def test_the_fresh_process_gets_device_and_threads_and_may_print():
-    asserted = "assert (str(device), torch.get_num_threads(), __name__) == ('cpu', 2, '__main__')"
-    peak_memory(f"print('x'); {asserted}", num_threads=2)
+    peak_memory("print('x'); assert str(device) == 'cpu' and torch.get_num_threads() == 2", num_threads=2)
 
 
 def test_the_fresh_process_is_told_what_was_asked(monkeypatch):
@@ -293,7 +292,8 @@ def test_peak_memory_refuses_a_device_it_cannot_read():
 
 def order_here(monkeypatch, capsys, device):
     """The number that the fresh process prints, in this process: coverage does not look into the other."""
-    order = {"call": "seen.append(2)", "setup": "seen = [1]", "device": device, "num_threads": torch.get_num_threads()}
+    setup = f"assert (__name__, str(device), torch.__name__) == ('__main__', {device!r}, 'torch'); seen = [1]"
+    order = {"call": "seen.append(2)", "setup": setup, "device": device, "num_threads": torch.get_num_threads()}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(order)))
     memory._peak_of_order()
     return int(capsys.readouterr().out)
