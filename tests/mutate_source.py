@@ -43,7 +43,7 @@ TESTS = {
     "other_runtimes": ["runtimes"],
     "padding": ["diagnose"],
     "probe": ["diagnose"],
-    "recognition": ["speech"],
+    "recognition": ["diagnose"],
     "spec": ["spec", "main"],
     "spectrum": ["speech", "extremes"],
     "steps": ["diagnose"],
