@@ -34,7 +34,8 @@ def diagnose_ctc(
     require_tensor("log_probs", log_probs)
     require_tensor("targets", targets)
     frames, labels = (integers(lengths).tolist() for lengths in (input_lengths, target_lengths))
-    if log_probs.dim() != 3 or not len(frames) == len(labels) == log_probs.shape[1] or targets.dim() not in (1, 2):
+    fitting = log_probs.dim() == 3 and len(frames) == len(labels) == log_probs.shape[1]
+    if not fitting or targets.dim() == 0 or targets.shape[:-1] not in ((), (len(labels),)):
         raise ValueError(
             f"expected log_probs (T, N, C), targets (N, S) or (sum,) and N lengths of each kind; got "
             f"{tuple(log_probs.shape)}, {tuple(targets.shape)}, {len(frames)} and {len(labels)}"
@@ -56,7 +57,7 @@ def diagnose_ctc(
     read = torch.arange(steps)[:, None] < torch.tensor(frames)
     total = log_probs.detach().double().logsumexp(-1)[read.to(log_probs.device)]
     # A class of probability p is off by p·|log p|·eps/2 for rounding, and all of them together by log(C)·eps/2.
-    rounding = torch.finfo(log_probs.dtype).eps * math.log(max(classes, 2))
+    rounding = torch.finfo(log_probs.dtype).eps * math.log(classes)
     wrong = ~(total.abs() <= max(1e-3, rounding))  # nan too
     if bool(wrong.any()):
         worst = total[wrong][total[wrong].abs().argmax()].exp().item()

@@ -103,7 +103,7 @@ def _peak_of_order() -> None:
         print(torch.cuda.max_memory_allocated(device) - before)
         return
     with contextlib.suppress(OSError):  # Linux: the peak starts anew; elsewhere, or if refused, that of setup counts
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        Path("/proc/self/clear_refs").write_bytes(b"5")
     before = _peak_resident()
     exec(order["call"], names)
     print(_peak_resident() - before)
@@ -112,8 +112,8 @@ def _peak_of_order() -> None:
 def _peak_resident() -> int:
     """The highest resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
-    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
+    for line in status.read_bytes().splitlines() if status.exists() else ():
+        if line.startswith(b"VmHWM:"):
             return int(line.split()[1]) * 1024
     import resource  # not on Windows; and on Linux ru_maxrss is inherited from the parent process
 

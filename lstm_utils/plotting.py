@@ -98,7 +98,7 @@ def plot_seeds(axis: Axes, x: Sequence[float], runs: np.ndarray, label: str, **s
     for name, array in (("x", positions), ("runs", values)):
         if array.dtype.kind not in "iuf":
             raise TypeError(f"{name} must hold real numbers, got {array.dtype}: {reprlib.repr(array)}")
-    if positions.ndim != 1 or values.ndim != 2 or values.shape[1:] != positions.shape or not len(values):
+    if positions.ndim != 1 or values.shape[1:] != positions.shape or not len(values):
         raise ValueError(f"runs must be (seeds, {positions.size}), got {values.shape} for x {positions.shape}")
     (line,) = axis.plot(x, np.median(runs, axis=0), label=label, **style)  # type: ignore[arg-type]
     axis.plot(np.tile(x, (len(runs), 1)).T, runs.T, "o", color=line.get_color(), alpha=0.35, markersize=4)

@@ -145,7 +145,7 @@ def part_of(voice: str) -> str:
     "klatt", "klatt2" and "klatt3" are variants of one voice, "anika" and "anikaRobot" of another: they stay together.
     """
     family = re.sub(r"(robot)?\d*$", "", voice.lower())
-    tenth = int.from_bytes(hashlib.sha256(family.encode()).digest()[:8], "big") * 10 >> 64
+    tenth = int.from_bytes(hashlib.sha256(family.encode()).digest()[:8]) * 10 >> 64
     return "test" if tenth < 2 else "validation" if tenth < 4 else "train"
 
 
@@ -214,11 +214,12 @@ def _made_apart(number: int, seed: int) -> bytes:
 
 def pack(utterances: Sequence[Utterance], seed: int) -> bytes:
     """Say all utterances in this order, and keep their features in steps of 2 dB, as the bytes of an npz file."""
-    steps, first = [], np.zeros(0, np.float32)
+    steps = []
     for number, one in enumerate(utterances):
         samples = synthesize(one.text, f"{one.accent}+{one.voice}")
         samples = noisy(samples, one.noise, np.random.default_rng((seed, number)))
-        first = samples if number == 0 else first
+        if number == 0:
+            first = samples
         steps.append(((log_mel(torch.from_numpy(samples)) - FLOOR_DB) / STEP_DB).round().to(torch.uint8).numpy())
     values = np.concatenate(steps)
     arrays: dict[str, Any] = {"utterances": np.array(utterances, dtype=str), "lengths": np.array([*map(len, steps)])}

@@ -42,7 +42,7 @@ TESTS = {
     "other_runtimes": ["runtimes"],
     "padding": ["diagnose"],
     "probe": ["diagnose"],
-    "recognition": ["speech"],
+    "recognition": ["diagnose"],
     "spec": ["spec", "main"],
     "spectrum": ["speech", "extremes"],
     "steps": ["diagnose"],

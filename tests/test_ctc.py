@@ -1,5 +1,7 @@
 """diagnose_ctc against nn.CTCLoss itself."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -79,6 +81,35 @@ def test_half_precision_is_no_fault():
     assert call(log_probs=torch.randn(6, 2, 4).log_softmax(-1).half()).findings == ()
 
 
+@pytest.mark.parametrize(
+    ("off", "sound"), [(0, True), (1e-3, True), (-1e-3, True), (1.01e-3, False), (-1.01e-3, False)]
+)
+def test_probabilities_may_be_off_by_a_thousandth(off, sound):
+    log_probs = torch.full((6, 2, 1), off, dtype=torch.float64)
+    empty = torch.zeros(2, 0, dtype=torch.int64)
+    assert (call(log_probs=log_probs, targets=empty, target_lengths=[0, 0]).findings == ()) == sound
+
+
+@pytest.mark.parametrize(("excess", "sound"), [(1, True), (1.1, False)])
+def test_many_classes_in_half_precision_may_be_off_by_their_rounding(excess, sound):
+    log_probs = torch.full((6, 2, 983), math.log(excess / 983)).bfloat16()  # off by 1.6 %, as far as rounding goes
+    assert (call(log_probs=log_probs).findings == ()) == sound
+
+
+def test_a_sample_without_room_is_told_what_it_needs():
+    (finding,) = call(targets=torch.tensor([[1, 2], [3, 3]]), input_lengths=[6, 2]).findings
+    needs = "2 labels and 1 blanks between equal neighbours"
+    assert (finding.pitfall, finding.seen) == ("P22", f"sample 1 has 2 frames and needs 3: {needs}")
+
+
+def test_nothing_may_be_said_and_nothing_heard():
+    assert call(input_lengths=[6, 0], target_lengths=[2, 0]).findings == ()
+
+
+def test_where_the_blank_is_another_class_0_is_a_label():
+    assert call(targets=torch.tensor([[0, 1], [2, 0]]), blank=3).findings == ()
+
+
 @pytest.mark.parametrize("blank", [0, 3])
 def test_a_blank_among_the_labels_is_found(blank):
     targets = torch.tensor([[1, 2], [1, blank]])
@@ -93,14 +124,33 @@ def test_padding_of_a_target_is_no_blank():
 @pytest.mark.parametrize(
     "changed",
     [
-        {"log_probs": torch.zeros(6, 4)},
+        {"log_probs": torch.zeros(6, 2)},
         {"input_lengths": [6]},
         {"target_lengths": [2, 2, 2]},
         {"targets": torch.ones(2, 2, 2)},
+        {"targets": torch.ones(3, 2)},
+        {"targets": torch.tensor(1)},
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changed):
     with pytest.raises(ValueError, match=r"expected log_probs \(T, N, C\), targets \(N, S\) or \(sum,\).*; got \("):
+        call(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"log_probs": torch.ones(6, 2, 4, dtype=torch.int64)}, "log_probs must hold floats, got torch.int64"),
+        ({"log_probs": torch.ones(6, 2, 4, dtype=torch.cfloat)}, "log_probs must hold floats, got torch.complex64"),
+        ({"targets": torch.ones(2, 2)}, "targets must hold integers, got torch.float32"),
+        ({"targets": torch.ones(2, 2, dtype=torch.bool)}, "targets must hold integers, got torch.bool"),
+        ({"targets": torch.ones(2, 2, dtype=torch.cdouble)}, "targets must hold integers, got torch.complex128"),
+        ({"blank": 4}, "blank must be an integer from 0 to 3, got 4"),
+        ({"blank": -1}, "blank must be an integer from 0 to 3, got -1"),
+    ],
+)
+def test_what_is_no_number_of_the_kind_or_no_class_is_refused(changed, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         call(**changed)
 
 

@@ -133,6 +133,19 @@ def test_the_parameters_stay_the_ones_that_the_optimizer_has():
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in before)
 
 
+def test_by_default_inputs_are_uniform_states_orthogonal_and_memories_start_open():
+    lstm = init_lstm_(nn.LSTM(192, 64), generator=seeded())
+    same_again = {"input": "xavier_uniform", "recurrent": "orthogonal", "forget_bias": 1}
+    assert same(weights(lstm), weights(init_lstm_(nn.LSTM(192, 64), **same_again, generator=seeded())))
+
+
+def test_numbers_are_drawn_where_the_generator_is_whatever_the_default_device():
+    lstm = nn.LSTM(3, 4)
+    with torch.device("meta"):
+        init_lstm_(lstm, generator=seeded())
+    assert same(weights(lstm), weights(init_lstm_(nn.LSTM(3, 4), generator=seeded())))
+
+
 # The forget bias -----------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +190,21 @@ def test_chrono_spreads_the_time_scales_evenly():
     scales = 1 / (1 - forget_biases(lstm)["l0"].sigmoid())
     shares = torch.histc(scales, 11, 2, 101) / 4000
     assert torch.allclose(shares, torch.full((11,), 1 / 11), atol=0.03)
+
+
+def test_chrono_reaches_the_lag_and_not_beyond_and_repeats_itself():
+    drawn = [
+        init_lstm_(nn.LSTM(1, 1000), recurrent="default", forget_bias="chrono", max_lag=9, generator=seeded(seed))
+        for seed in (1, 1, 2)
+    ]
+    one, two, three = (forget_biases(lstm)["l0"] for lstm in drawn)
+    assert (one.exp().min().item(), one.exp().max().item()) == pytest.approx((1, 8), rel=0.02)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    least = init_lstm_(nn.LSTM(1, 4), forget_bias="chrono", max_lag=2)
+    assert forget_biases(least)["l0"].tolist() == [0] * 4  # every unit remembers for two steps
+    most = init_lstm_(nn.LSTM(1, 4), forget_bias="chrono", max_lag=2**63)
+    assert forget_biases(most)["l0"].isfinite().all()
 
 
 def test_the_diagnosis_has_nothing_to_say_about_it():
@@ -240,6 +268,8 @@ KNOWN = "'default', 'xavier_uniform', 'xavier_normal', 'orthogonal'"
         ({"forget_bias": "chrono"}, "needs max_lag, a number of steps of at least 2, got None$"),
         ({"forget_bias": "chrono", "max_lag": 1}, "at least 2, got 1$"),
         ({"forget_bias": "chrono", "max_lag": math.inf}, "at least 2, got inf$"),
+        ({"forget_bias": "chrono", "max_lag": 2**63 + 1}, "at least 2, got 9223372036854775809$"),
+        ({"forget_bias": -4e38}, r"^forget_bias must be at most 3.40282e\+38 in the weights' dtype, got -4e\+38$"),
         ({"forget_bias": "chrono", "max_lag": "100"}, "at least 2, got '100'$"),
         ({"max_lag": 100}, "^max_lag=100 goes with forget_bias='chrono' alone, got forget_bias=1.0$"),
     ],
@@ -257,8 +287,9 @@ def test_arguments_that_mean_nothing_are_refused_and_nothing_changes(arguments, 
 def test_a_forget_bias_without_biases_is_refused(arguments):
     lstm = nn.LSTM(3, 4, bias=False)
     before = weights(lstm)
+    wanted = "pass 0, or build it with bias=True"
     with pytest.raises(
-        ValueError, match=r"bias=False has no bias to write forget_bias=.* to; pass 0, or build it with"
+        ValueError, match=rf"^an LSTM with bias=False has no bias to write forget_bias=.* to; {wanted}$"
     ):
         init_lstm_(lstm, **arguments)
     assert same(weights(lstm), before)
@@ -267,15 +298,27 @@ def test_a_forget_bias_without_biases_is_refused(arguments):
 @pytest.mark.parametrize("value", [nn.GRU(3, 4), nn.Sequential(nn.LSTM(3, 4)), nn.LSTM, None])
 def test_what_is_no_lstm_is_refused(value):
     for function in (init_lstm_, forget_biases):
-        with pytest.raises(TypeError, match=r"^expected an nn.LSTM or a ReferenceLSTM, such as one of model.modules"):
+        with pytest.raises(
+            TypeError, match=rf"^expected an nn.LSTM or .* of model.modules\(\), got {type(value).__name__}$"
+        ):
             function(value)
 
 
 def test_a_parametrization_is_refused_since_writing_to_its_result_would_do_nothing():
     lstm = parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
+    lstm = parametrizations.weight_norm(lstm, "weight_ih_l0")
+    own = r"bias_ih_l0, bias_hh_l0, parametrizations.*"
+    message = (
+        rf"^weight_ih_l0, weight_hh_l0 is no parameter of this .*LSTM, whose parameters are {own}; initialize before"
+    )
     for function in (init_lstm_, forget_biases):
-        with pytest.raises(ValueError, match=r"^weight_hh_l0 is no parameter of this .*LSTM, whose parameters are"):
+        with pytest.raises(ValueError, match=rf"{message} a parametrization such as weight_norm is applied$"):
             function(lstm)
+
+
+def test_the_largest_number_of_the_dtype_can_be_written():
+    lstm = nn.LSTM(3, 4, dtype=torch.float16)
+    assert forget_biases(init_lstm_(lstm, forget_bias=-65504))["l0"].tolist() == [-65504] * 4
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -1,6 +1,9 @@
 """Where a sweep can run, and what one run of the notebook returns."""
 
+import json
+import locale
 import os
+import re
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +15,18 @@ from lstm_utils import machines as module
 from lstm_utils.machines import Cell, describe, machines, run_cell
 
 CELL = Cell("cpu", threads=1, hidden_size=64, quick=True)
+
+
+@pytest.mark.parametrize(
+    ("cell", "printed"),
+    [
+        (CELL, "cpu, 1 thread, hidden size 64, quick"),
+        (Cell("cpu", 2, 128, quick=False), "cpu, 2 threads, hidden size 128"),
+        (Cell("cuda:1", 1, 32, quick=False), "cuda:1, hidden size 32"),  # its threads are not what it waits for
+    ],
+)
+def test_a_cell_is_printed_by_what_sets_it_apart(cell, printed):
+    assert str(cell) == printed
 
 
 @pytest.fixture
@@ -80,7 +95,7 @@ def test_without_papermill_the_extra_is_named(monkeypatch):
         raise module.PackageNotFoundError(name)
 
     monkeypatch.setattr(module, "version", version)
-    with pytest.raises(ModuleNotFoundError, match=r'papermill: pip install "lstm-utils\[notebooks\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'^running .* papermill: pip install "lstm-utils\[notebooks\]"$'):
         describe(["cpu"])
 
 
@@ -93,6 +108,27 @@ def test_a_run_returns_texts():
     assert run.record == record(quick=True)
     assert "kernel of" in run.notebook
     assert 0 < run.seconds < 60
+
+
+@pytest.fixture
+def ascii_locale():
+    """A machine whose files are ASCII, unless one says otherwise."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
+
+
+@pytest.mark.usefixtures("ascii_locale")
+def test_a_run_does_not_depend_on_where_it_starts_and_leaves_nothing_there(monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    writes = "open(record, 'w', encoding='utf-8').write('\"CPU™\"'); open('beside', 'w').close()"
+    text = json.dumps(json.loads(notebook("print('came → here')", writes)), ensure_ascii=False)
+    run = run_cell(text.replace('"name": "python3"', '"name": "kernel-of-its-author"'), CELL)
+    assert (run.error, run.record) == ("", "CPU™")
+    assert '"came → here' in run.notebook
+    assert list(tmp_path.iterdir()) == []
+    assert "%" not in capfd.readouterr().err  # no bar of progress: the sweep has its own lines
 
 
 def test_every_kernel_has_the_same_environment(monkeypatch):
@@ -109,8 +145,8 @@ def test_every_kernel_has_the_same_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        ("raise ValueError('boom')", "ValueError: boom"),
-        ("pass", "it wrote no record where its parameter `record` says"),
+        ("raise ValueError('boom')", "ValueError: boom$"),
+        ("pass", "it wrote no record where its parameter `record` says$"),
         ("open(record, 'w').write('{')", "JSONDecodeError: Expecting"),
         ("import os; os._exit(3)", "DeadKernelError: Kernel died"),
     ],
@@ -118,7 +154,7 @@ def test_every_kernel_has_the_same_environment(monkeypatch):
 )
 def test_a_run_that_fails_returns_why_and_how_far_it_came(code, error):
     run = run_cell(notebook("print('came so far')", code), CELL)
-    assert run.error.startswith(error)
+    assert re.match(error, run.error)
     assert run.record is None
     assert '"came so far' in run.notebook
 
@@ -172,8 +208,13 @@ def test_without_distributed_the_extra_is_named(monkeypatch):
 
 
 def cluster(told, threads=2):
-    """A client of workers that answer so."""
-    return SimpleNamespace(ncores=lambda: dict.fromkeys(told, threads), run=lambda *_, **__: told)
+    """A client of workers that answer so, to the one question that there is."""
+
+    def run(function, *arguments, **options):
+        assert (function, arguments, options) == (describe, (["cpu"],), {"on_error": "return"})
+        return told
+
+    return SimpleNamespace(ncores=lambda: dict.fromkeys(told, threads), run=run)
 
 
 def test_workers_are_grouped_by_kind_of_machine_and_no_host_is_crowded():
@@ -183,15 +224,15 @@ def test_workers_are_grouped_by_kind_of_machine_and_no_host_is_crowded():
         (small, ["tcp://a:1", "tcp://b:1"]),
         (large, ["tcp://c:1"]),
     ]
-    assert next(module._kinds(cluster(told), ["cpu"], jobs=2)) == (small, ["tcp://a:1", "tcp://a:2", "tcp://b:1"])
+    assert next(module._kinds(cluster(told), ("cpu",), jobs=2)) == (small, ["tcp://a:1", "tcp://a:2", "tcp://b:1"])
 
 
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({}, "the workers need two threads between them"),
-        ({"tcp://a:1": {"helpers": "other"}}, "tcp://a:1 has another version of lstm_utils"),
-        ({"tcp://a:1": ValueError("device 'cuda' is not")}, "tcp://a:1 cannot take part: device 'cuda' is not"),
+        ({}, "^the workers need two threads between them: .*, or start more workers$"),
+        ({"tcp://a:1": {"helpers": "other"}}, "^the worker tcp://a:1 has another version of lstm_utils; install this"),
+        ({"tcp://a:1": ValueError("device 'cuda' is not")}, "^the worker tcp://a:1 cannot .*: device 'cuda' is not"),
         ({"tcp://a:1": ModuleNotFoundError("No module named 'lstm_utils'")}, "cannot take part: No module named"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 
 import lstm_utils.__main__
 from lstm_utils import LSTMSpec
-from lstm_utils.__main__ import DTYPES, main
+from lstm_utils.__main__ import BUILDER, DTYPES, main
 
 SIZES = ("--input-size", "100", "--hidden-size", "64")
 
@@ -72,10 +72,41 @@ def test_a_malformed_command_line_ends_with_status_2(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_help_names_every_argument(capsys):
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            [],
+            "usage: python -m lstm_utils [-h] COMMAND ... "
+            "Shapes, parameters and memory of an LSTM (describe); the pitfalls that a model of yours is in (diagnose). "
+            "positional arguments: COMMAND "
+            "describe print shapes, the table of tensors, totals and memory "
+            "diagnose look for pitfalls in a model and a batch of yours options:",
+        ),
+        (
+            ["describe"],
+            "--seq-len SEQ_LEN time steps (default: 20) "
+            "--batch-size BATCH_SIZE 0 for the unbatched shapes (default: 32) "
+            "--dtype {float32,float64,float16,bfloat16}",
+        ),
+        (
+            ["diagnose"],
+            "usage: python -m lstm_utils diagnose [-h] BUILDER "
+            "positional arguments: BUILDER such as my_module:build_model options:",
+        ),
+    ],
+    ids=["whole", "describe", "diagnose"],
+)
+def test_the_help_says_what_there_is_to_ask(capsys, command, told):
     with pytest.raises(SystemExit) as caught:
-        main(["describe", "--help"])
+        main([*command, "--help"])
     assert caught.value.code == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_names_every_argument(capsys):
+    with pytest.raises(SystemExit):
+        main(["describe", "--help"])
     printed = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in printed for name in LSTMSpec.__dataclass_fields__)
 
@@ -174,6 +205,10 @@ def incomplete():
     return {"batch": x}
 
 
+def empty():
+    return {}
+
+
 def misfit():
     return sound, x, [1, 2, 3, 1]
 
@@ -220,6 +255,7 @@ def test_diagnose_prints_the_findings(capsys, name, status, printed):
         ("no_such_module:healthy", "no module 'no_such_module' here"),
         ("builders_of_a_test:number", "has no function 'number'"),
         ("builders_of_a_test:absent", "has no function 'absent'"),
+        ("builders_of_a_test:healthy:twice", "builders_of_a_test has no function 'healthy:twice'"),
         ("builders_of_a_test:needy", "must be a function that needs no arguments: missing a required argument"),
         (
             "builders_of_a_test:nothing",
@@ -228,6 +264,7 @@ def test_diagnose_prints_the_findings(capsys, name, status, printed):
         ("builders_of_a_test:four", "or a mapping, got a tuple of 4"),
         ("builders_of_a_test:misspelt", "returned ['length']; lstm_utils.diagnose takes ['model', 'batch', 'lengths'"),
         ("builders_of_a_test:incomplete", "returned ['batch'], and model is missing"),
+        ("builders_of_a_test:empty", "returned [], and model and batch is missing"),
         ("builders_of_a_test:misfit", "4 lengths"),
     ],
 )
@@ -268,8 +305,8 @@ def test_the_help_of_diagnose_says_what_a_builder_is(capsys):
     with pytest.raises(SystemExit):
         main(["diagnose", "--help"])
     printed = capsys.readouterr().out
-    assert "MODULE:FUNCTION" in printed
-    assert "Exit status: 0 without errors" in printed
+    assert printed.endswith(f"\n{BUILDER}\n")  # line by line
+    assert "Exit status: 0 without errors" in BUILDER
 
 
 def test_the_module_ends_with_the_status(monkeypatch, capsys):

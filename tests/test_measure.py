@@ -220,6 +220,10 @@ def test_what_is_kept_for_backward_counts_once_and_without_what_exists_anyway():
     assert saved_bytes(lambda: x * w, [x]) == 0
     assert saved_bytes(lambda: (x * w).exp() * x[2:5].sum() + (x * w)) == 400 + 400 + 4
     assert saved_bytes(lambda: x * w, [x, x[0]]) == 0  # two tensors of one storage
+    scale = torch.tensor(2.0)
+    assert [saved_bytes(lambda: scale * w, without) for without in ((), scale)] == [4, 0]  # one may stand alone
+    with pytest.raises(TypeError, match=r"^without\[1\] must be a tensor, got 'w'"):
+        saved_bytes(lambda: x * w, [x, "w"])
 
 
 def test_nothing_is_kept_without_a_graph_nor_after_backward():
@@ -257,6 +261,22 @@ def test_the_fresh_process_gets_device_and_threads_and_may_print():
     peak_memory("print('x'); assert str(device) == 'cpu' and torch.get_num_threads() == 2", num_threads=2)
 
 
+def test_the_fresh_process_is_told_what_was_asked(monkeypatch):
+    orders = []
+
+    def run(_, input, **__):
+        orders.append(json.loads(input))
+        return SimpleNamespace(returncode=0, stdout="7\n")
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    assert peak_memory("step()") == 7
+    assert peak_memory("step()", "import model", torch.device("cuda:1"), 3) == 7
+    assert orders == [
+        {"call": "step()", "setup": "", "device": "cpu", "num_threads": 1},
+        {"call": "step()", "setup": "import model", "device": "cuda:1", "num_threads": 3},
+    ]
+
+
 @pytest.mark.parametrize(
     ("call", "message"), [("1 / 0", "ZeroDivisionError: division by zero$"), ("raise SystemExit(3)", "exit status 3$")]
 )
@@ -272,30 +292,35 @@ def test_peak_memory_refuses_a_device_it_cannot_read():
 
 def order_here(monkeypatch, capsys, device):
     """The number that the fresh process prints, in this process: coverage does not look into the other."""
-    order = {"call": "seen.append(2)", "setup": "seen = [1]", "device": device, "num_threads": torch.get_num_threads()}
+    setup = f"assert (__name__, str(device), torch.__name__) == ('__main__', {device!r}, 'torch'); seen = [1]"
+    order = {"call": "seen.append(2)", "setup": setup, "device": device, "num_threads": torch.get_num_threads()}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(order)))
     memory._peak_of_order()
     return int(capsys.readouterr().out)
 
 
-def test_an_order_is_carried_out(monkeypatch, capsys):
+@pytest.mark.parametrize("folder", [".", "absent"], ids=["Linux", "elsewhere"])
+def test_an_order_is_carried_out(monkeypatch, tmp_path, capsys, folder):
+    clear_refs = tmp_path / folder / "clear_refs"
     monkeypatch.setattr(memory, "_peak_resident", iter([100, 350]).__next__)
-    monkeypatch.setattr(memory, "Path", lambda _: Path("/nonexistent/clear_refs"))
+    monkeypatch.setattr(memory, "Path", {"/proc/self/clear_refs": clear_refs}.__getitem__)
     assert order_here(monkeypatch, capsys, "cpu") == 250
+    assert folder == "absent" or clear_refs.read_text() == "5"  # see proc_pid_clear_refs(5): the peak is reset
 
 
 def test_on_cuda_the_peak_is_what_torch_allocated(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1700)
-    assert order_here(monkeypatch, capsys, "cuda") == 700
+    second = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", {second: None}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", {second: 1000}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {second: 1700}.__getitem__)
+    assert order_here(monkeypatch, capsys, "cuda:1") == 700
 
 
 @pytest.mark.parametrize(
     ("status", "system", "expected"),
     [
-        ("Name: x\nVmHWM:\t  12 kB\nVmRSS: 3 kB\n", "linux", 12 * 1024),
-        ("Name: x\n", "linux", 7 * 1024),
+        (b"Name: \xff\nVmHWM:\t  12 kB\nVmRSS: 3 kB\n", "linux", 12 * 1024),
+        (b"Name: x\n", "linux", 7 * 1024),
         (None, "darwin", 7),
     ],
     ids=["Linux", "Linux without the line", "macOS"],
@@ -303,8 +328,8 @@ def test_on_cuda_the_peak_is_what_torch_allocated(monkeypatch, capsys):
 def test_the_peak_is_read_where_the_system_has_it(monkeypatch, tmp_path, status, system, expected):
     resource = pytest.importorskip("resource")
     if status is not None:
-        (tmp_path / "status").write_text(status, encoding="utf-8")
-    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "status")
+        (tmp_path / "status").write_bytes(status)
+    monkeypatch.setattr(memory, "Path", {"/proc/self/status": tmp_path / "status"}.__getitem__)
     monkeypatch.setattr("sys.platform", system)
-    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
+    monkeypatch.setattr(resource, "getrusage", {resource.RUSAGE_SELF: SimpleNamespace(ru_maxrss=7)}.__getitem__)
     assert memory._peak_resident() == expected

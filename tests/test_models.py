@@ -93,6 +93,16 @@ def test_the_sizes_are_those_that_were_asked_for():
     assert all(bias.eq(1).all() for bias in forget_biases(model.lstm).values())
 
 
+def test_by_default_it_reads_both_ways_and_keeps_the_last_steps():
+    model = SequenceClassifier(9, 3)
+    assert LSTMSpec.from_module(model.lstm) == LSTMSpec(32, 64, batch_first=True, bidirectional=True)
+    assert (model.pooling, model.dropout.p) == ("last", 0)
+
+
+def test_one_symbol_and_one_class_are_enough():
+    assert SequenceClassifier(1, 1)(torch.zeros(2, 3, dtype=torch.long), torch.tensor([3, 1])).shape == (2, 1)
+
+
 def test_the_steps_are_the_output_of_the_lstm_with_zeros_behind():
     model = build(bidirectional=False)
     symbols, steps = words([3, 5])
@@ -141,6 +151,10 @@ def test_what_it_cannot_do_is_refused():
         build("sum")
     with pytest.raises(ValueError, match="how must be one of 'last', 'mean', 'max', got 'first'"):
         pool(torch.zeros(1, 1, 2), torch.tensor([1]), "first", bidirectional=False)
+    odd = torch.zeros(1, 1, 3)
+    assert pool(odd, torch.tensor([1]), "last", bidirectional=False).shape == (1, 3)
+    with pytest.raises(ValueError, match="even"):
+        pool(odd, torch.tensor([1]), "last", bidirectional=True)
     with pytest.raises(ValueError, match="hidden_size must be at least 1"):
         build(hidden_size=0)
     with pytest.raises(ValueError, match="at most T = 3"):
@@ -257,8 +271,8 @@ def test_the_gradient_reaches_the_bottom_of_a_deep_stack_by_its_connections():
 
 def test_dropout_acts_below_the_top_in_training_and_leaves_the_input_of_a_layer_in_its_sum():
     x = torch.randn(5, 2, 3, dtype=torch.float64)
-    stack = stack_of(LSTMSpec(3, 4, 2, dropout=1.0))
-    top = stack.layers[1]
+    stack = stack_of(LSTMSpec(3, 4, 3, dropout=1.0))
+    top = stack.layers[2]
     torch.testing.assert_close(stack(x)[0], top(torch.zeros(5, 2, 4, dtype=torch.float64))[0])
     torch.testing.assert_close(stack.eval()(x)[0], written_out(stack, x))
     single = stack_of(LSTMSpec(3, 4, 1, dropout=0.0))
@@ -266,6 +280,23 @@ def test_dropout_acts_below_the_top_in_training_and_leaves_the_input_of_a_layer_
     packed = stack_of(LSTMSpec(3, 4, 3, dropout=0.5))
     drawn = [run_packed(packed, x, [5, 3])[0] for _ in range(2)]
     assert not torch.equal(*drawn)
+
+
+def test_by_default_it_is_built_as_nn_lstm_and_adds():
+    for stack in (ResidualLSTM(3, 4), ResidualLSTM.from_lstm(nn.LSTM(3, 4))):
+        assert (stack.spec, stack.residual, stack.norm) == (LSTMSpec(3, 4), True, "none")
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        ResidualLSTM(3, 2, 2, norm="post", device="meta", dtype=torch.float16),  # two features can be normalized
+        ResidualLSTM.from_lstm(nn.LSTM(3, 2, 2, device="meta", dtype=torch.float16), norm="pre"),
+    ],
+    ids=["asked for", "that of an LSTM"],
+)
+def test_every_parameter_is_on_one_device_and_of_one_dtype(stack):
+    assert {(p.device.type, p.dtype) for p in stack.parameters()} == {("meta", torch.float16)}
 
 
 def test_weights_device_and_mode_come_from_the_lstm():
@@ -285,7 +316,7 @@ def test_weights_device_and_mode_come_from_the_lstm():
     [
         ({"norm": "batch"}, ValueError, "norm must be one of 'none', 'pre', 'post', got 'batch'"),
         ({"residual": "pre"}, TypeError, "residual must be True or False, got 'pre' of type str"),
-        ({"hidden_size": 1, "norm": "pre"}, ValueError, "at least 2 features"),
+        ({"hidden_size": 1, "norm": "pre"}, ValueError, "^norm='pre' needs an output of at least 2 features"),
         ({"num_layers": 0}, ValueError, "num_layers must be at least 1"),
     ],
 )

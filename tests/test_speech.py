@@ -1,6 +1,7 @@
 """The synthetic speech: one definition, the same features wherever they come from, and a cache that is never wrong."""
 
 import importlib.util
+import io
 import math
 import re
 from collections import Counter
@@ -52,6 +53,7 @@ def test_the_committed_utterances_are_read_where_the_synthesizer_is_missing(tmp_
 @pytest.mark.usefixtures("without_synthesizer")
 def test_the_committed_waveform_has_the_committed_features():
     found = load_speech(1)
+    assert found.waveform.dtype == torch.float32
     assert (log_mel(found.waveform) - found.features[0]).abs().max() < 2
 
 
@@ -78,6 +80,7 @@ def test_what_is_made_is_the_same_each_time_and_is_what_is_committed():
     assert made.utterances == again.utterances == plan(12)
     assert all(map(torch.equal, made.features, again.features))
     assert torch.equal(made.waveform, again.waveform)
+    assert (log_mel(made.waveform) - made.features[0]).abs().max() < 2
     contents = speech.read_data("digits.npz")
     committed = speech._unpacked(contents, "fixture", 12)
     assert made.utterances == committed.utterances
@@ -94,15 +97,17 @@ def test_more_utterances_begin_with_the_same_ones_and_another_seed_with_others()
 
 @needs_synthesizer
 def test_a_cache_is_used_and_a_damaged_one_is_made_anew(tmp_path, monkeypatch):
-    first = load_speech(3, tmp_path / "new")
-    (path,) = (tmp_path / "new").iterdir()
+    folder = tmp_path / "made" / "anew"
+    first = load_speech(3, folder)
+    assert first.source == "synthesizer"
+    (path,) = folder.iterdir()
     whole = path.read_bytes()
     for damaged in (b"", whole[:500], whole[:-1] + bytes([whole[-1] ^ 1]), b"x" + whole[1:]):
         path.write_bytes(damaged)
-        assert all(map(torch.equal, load_speech(3, tmp_path / "new").features, first.features))
+        assert all(map(torch.equal, load_speech(3, folder).features, first.features))
         assert path.read_bytes() == whole
     monkeypatch.setattr(speech, "_made_apart", lambda *_: pytest.fail("made again"))
-    assert load_speech(3, tmp_path / "new").utterances == first.utterances
+    assert load_speech(3, folder).utterances == first.utterances
 
 
 @needs_synthesizer
@@ -110,6 +115,10 @@ def test_a_process_that_fails_is_reported(monkeypatch):
     monkeypatch.setattr(speech.sys, "executable", "/bin/false")
     with pytest.raises(SynthesizerError, match="the synthesizing process failed"):
         load_speech(2)
+    failed = SimpleNamespace(returncode=1, stderr=b"Traceback\n" + b" of a line\n" * 99 + b"the reason\n")
+    monkeypatch.setattr(speech.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SynthesizerError, match=r"^the synthesizing process failed: (?!Trace)(.|\n)*\nthe reason$"):
+        load_speech(2)  # the end of a long traceback says why
 
 
 @needs_synthesizer
@@ -124,15 +133,50 @@ def test_packed_in_this_process_it_is_nearly_the_same():
 
 @needs_synthesizer
 def test_unknown_voices_and_silence_are_refused(monkeypatch):
-    for voice in ("en-us+nobody", "xx-nowhere+Alex", "en-us", "en-us+whisper"):
-        with pytest.raises(
-            SynthesizerError, match=re.escape(f"no voice '{voice}'; accents are such as en-us, variants A")
-        ):
+    known = ", ".join(voices())
+    for voice in ("en-us+nobody", "xx-nowhere+Alex", "en-us", "en-us+whisper", "en-us+Alex+Alex"):
+        message = re.escape(f"no voice '{voice}'; accents are such as en-us, variants {known}")
+        with pytest.raises(SynthesizerError, match=f"^{message}$"):
             synthesize("one", voice)
     library = SimpleNamespace(espeak_SetVoiceByName=lambda _: 0, espeak_Synth=lambda *_: 0)
     monkeypatch.setattr(speech, "_library", lambda: (library, []))
-    with pytest.raises(SynthesizerError, match="said nothing for 'one'"):
+    with pytest.raises(SynthesizerError, match=r"^eSpeak NG said nothing for 'one'$"):
         synthesize("one", "en-us+Alex")
+
+
+@needs_synthesizer
+def test_the_library_is_called_as_its_header_has_it_and_what_it_says_are_samples(monkeypatch):
+    said = [b"of an earlier call"]
+
+    def synth(*arguments):
+        # The text and its bytes, with the zero at its end; all of it, from its first character on; in UTF-8.
+        assert arguments == (b"one", 4, 0, 1, 0, 1, None, None)
+        said.extend(np.array(chunk, np.int16).tobytes() for chunk in ([0, -(2**15)], [2**14]))
+        return 0
+
+    library = SimpleNamespace(espeak_SetVoiceByName=lambda _: 0, espeak_Synth=synth)
+    monkeypatch.setattr(speech, "_library", lambda: (library, said))
+    samples = synthesize("one", "en-us+Alex")
+    assert (samples.dtype, samples.tolist()) == (np.float32, [0, -1, 0.5])
+
+
+def test_what_is_packed_is_kept_to_2_decibels_and_16_bits_and_cut_off_beyond(monkeypatch):
+    click = np.zeros(22_050, np.float32)
+    click[[1000, 2000]] = 1, -1
+    hum = np.sin(np.arange(4410) / 7).astype(np.float32)
+    spoken = {"one": click, "two": hum}
+    monkeypatch.setattr(speech, "synthesize", lambda text, voice: spoken[text] if voice == "en+Alex" else None)
+    utterances = tuple(speech.Utterance(text, "Alex", "en", 30.5, "train") for text in spoken)
+    content = pack(utterances, 7)
+    with np.load(io.BytesIO(content)) as held:
+        assert (held["waveform"].dtype, held["differences"].dtype) == (np.int16, np.uint8)
+    found = speech._unpacked(content, "here")
+    assert (found.utterances, found.source) == (utterances, "here")
+    said = [noisy(one, 30.5, np.random.default_rng((7, number))) for number, one in enumerate((click, hum))]
+    for features, samples in zip(found.features, said, strict=True):
+        assert (features - log_mel(torch.from_numpy(samples))).abs().max() <= 1.001
+    assert np.abs(found.waveform.numpy() - said[0].clip(-1, 1 - 2**-15)).max() <= 2**-16
+    assert (found.waveform.max(), found.waveform.min()) == (1 - 2**-15, -1)
 
 
 @needs_synthesizer
