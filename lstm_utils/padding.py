@@ -67,8 +67,7 @@ def valid_entries(case: Case, base: Run, index: int) -> Tensor | None:
         unclear = not dims and alike > 1 and alike in (case.steps, case.longest)  # a list with an entry for each step
     for dim in dims if not base.unreadable else []:  # as many steps as in the batch, but those of a decoder, say
         mine = [call for call in base.calls if call.lengths is not None or is_padded(case, call)]
-        foreign = [call for call in base.calls if call not in mine]
-        if base.counts_steps(output, dim, foreign) and not base.counts_steps(output, dim, mine):
+        if base.counts_steps(output, dim) and not base.counts_steps(output, dim, mine):
             return valid
     if layout.samples is None or unclear:
         case.unchecked.append(f"padding, in a result of shape {tuple(output.shape)}")

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lstm_utils.findings import Case
 from lstm_utils.padding import is_padded, positions
-from lstm_utils.probe import LSTMCall, Run, is_lstm
+from lstm_utils.probe import LSTMCall, Run
 
 # A unit behind a ReLU may be dead at one point, and a maximum reads one step alone. So what is read is asked at other
 # points too: seeds and sizes of random outputs, each with its opposite.
@@ -40,7 +40,7 @@ def check_reads(case: Case, base: Run, valid: list[Tensor | None]) -> None:
                 if number < len(observed.calls)
             ]
             reads = _any(found)
-            if reads is not None and reads.shape[-2] > 1:
+            if reads is not None:
                 reads = reads if call.batched else reads[None]
                 _check_last_step(case, call, reads)
                 _check_single_steps(case, call, reads)
@@ -118,7 +118,7 @@ def _lengths(case: Case, call: LSTMCall, reads: Tensor) -> Tensor:
 def check_unpacking(case: Case, base: Run) -> None:
     """P11: the steps come back in the first dimension; or there are fewer than in the batch."""
     for leaf, layout in zip(base.leaves, case.layouts, strict=True):
-        if isinstance(leaf, PackedSequence) or tuple(leaf.shape) != layout.shape or is_lstm(case.model):
+        if isinstance(leaf, PackedSequence) or tuple(leaf.shape) != layout.shape:
             continue
         if leaf.dim() != 3 or layout.samples not in (0, 1):
             continue

@@ -68,7 +68,9 @@ def test_a_damaged_file_is_refused(damage, message, tmp_path):
 def test_a_missing_or_unknown_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cmudict\.dict\.gz is missing; reinstall"):
         read_data("cmudict.dict", tmp_path)
-    with pytest.raises(KeyError, match=r"no data file 'nothing'; there are cmudict\.dict"):
+    with pytest.raises(
+        KeyError, match=r"no data file 'nothing'; there are cmudict\.dict, nyc_weather\.csv, digits\.npz"
+    ):
         read_data("nothing")
 
 
@@ -103,6 +105,10 @@ def test_the_split_is_about_eight_to_one_to_one():
         assert abs(sizes[split] / len(WORDS) - share) < 0.01, sizes
 
 
+def test_any_text_has_a_part():
+    assert split_of("\ud800") in ("train", "validation", "test")  # half of a pair, which UTF-8 cannot hold
+
+
 def test_the_split_never_moves():
     never = {"train": ("walk", "zebra"), "validation": ("algorithmic", "churning"), "test": ("horiguchi", "reverb")}
     assert {split: tuple(split_of(word) for word in words) for split, words in never.items()} == {
@@ -110,48 +116,61 @@ def test_the_split_never_moves():
     }
 
 
-WEATHER = load_weather()
+@pytest.fixture(scope="module")
+def weather():
+    return load_weather()
 
 
-def weather_at(hour, channel):
-    return WEATHER.values[WEATHER.hours == np.datetime64(hour), WEATHER.channels.index(channel)].item()
+def weather_at(weather, hour, channel):
+    return weather.values[weather.hours == np.datetime64(hour), weather.channels.index(channel)].item()
 
 
-def test_the_weather_is_a_year_of_hours_without_a_gap():
-    assert WEATHER.values.shape == (8730, 24) == (len(WEATHER.hours), len(AIRPORTS) * len(SENSORS))
-    assert (np.diff(WEATHER.hours) == np.timedelta64(1, "h")).all()
-    assert [str(WEATHER.hours[i]) for i in (0, -1)] == ["2013-01-01T06", "2013-12-30T23"]
-    assert WEATHER.channels[:2] == ("JFK temperature", "JFK dew point")
-    assert WEATHER.channels[-1] == "EWR visibility"
+def test_the_weather_is_a_year_of_hours_without_a_gap(weather):
+    assert weather.values.shape == (8730, 24) == (len(weather.hours), len(AIRPORTS) * len(SENSORS))
+    assert weather.values.dtype == np.float64
+    assert (np.diff(weather.hours) == np.timedelta64(1, "h")).all()
+    assert [str(weather.hours[i]) for i in (0, -1)] == ["2013-01-01T06", "2013-12-30T23"]
+    assert weather.channels[:2] == ("JFK temperature", "JFK dew point")
+    assert weather.channels[-1] == "EWR visibility"
 
 
-def test_the_first_hour_of_newark_is_in_metric_units():
+def test_the_first_hour_of_newark_is_in_metric_units(weather):
     # In the file: 39.02 °F, dew point 26.06 °F, 59.37 %, 10.36 mph from the west, no rain, 1012 mbar, 10 miles.
-    row = dict(zip(SENSORS, WEATHER.values[0, 16:], strict=True))
+    row = dict(zip(SENSORS, weather.values[0, 16:], strict=True))
     expected = (3.9, -3.3, 59.37, 1012.0, 4.63, 0.0, 0.0, 16.09)
     assert {name: round(value, 2) + 0.0 for name, value in row.items()} == dict(zip(SENSORS, expected, strict=True))
 
 
-def test_the_wind_blows_to_where_it_does_not_come_from():
+def test_the_wind_blows_to_where_it_does_not_come_from(weather):
     # In the file: 10.36 mph from 180 degrees, the south.
-    assert weather_at("2013-01-30T12", "JFK wind to the north") == pytest.approx(4.63, abs=0.01)
-    assert weather_at("2013-01-30T12", "JFK wind to the east") == pytest.approx(0, abs=1e-9)
-    calm = (WEATHER.values[:, 4] == 0) & (WEATHER.values[:, 5] == 0)
+    assert weather_at(weather, "2013-01-30T12", "JFK wind to the north") == pytest.approx(4.63, abs=0.01)
+    assert weather_at(weather, "2013-01-30T12", "JFK wind to the east") == pytest.approx(0, abs=1e-9)
+    calm = (weather.values[:, 4] == 0) & (weather.values[:, 5] == 0)
     assert calm.sum() > 100
 
 
-def test_what_is_missing_stays_missing():
-    gaps = dict(zip(WEATHER.channels, np.isnan(WEATHER.values).sum(0), strict=True))
+def test_what_is_missing_stays_missing(weather):
+    gaps = dict(zip(weather.channels, np.isnan(weather.values).sum(0), strict=True))
     assert gaps["JFK temperature"] == 24
     assert (gaps["JFK pressure"], gaps["EWR pressure"]) == (855, 962)
-    assert np.isnan(WEATHER.values[WEATHER.hours == np.datetime64("2013-10-26T01")]).all()
+    assert np.isnan(weather.values[weather.hours == np.datetime64("2013-10-26T01")]).all()
 
 
-def test_the_wind_of_a_thousand_miles_an_hour_is_missing():
+def test_the_wind_of_a_thousand_miles_an_hour_is_missing(weather):
     text = read_data("nyc_weather.csv").decode()
     assert "EWR,2013,2,12,3,39.02,26.96,61.63,260,1048.36058," in text
     for part in ("east", "north"):
-        assert np.isnan(weather_at("2013-02-12T08", f"EWR wind to the {part}"))
-    assert weather_at("2013-02-12T08", "EWR temperature") == pytest.approx(3.9)
-    wind = np.nanmax(np.hypot(WEATHER.values[:, 4::8], WEATHER.values[:, 5::8]))
+        assert np.isnan(weather_at(weather, "2013-02-12T08", f"EWR wind to the {part}"))
+    assert weather_at(weather, "2013-02-12T08", "EWR temperature") == pytest.approx(3.9)
+    wind = np.nanmax(np.hypot(weather.values[:, 4::8], weather.values[:, 5::8]))
     assert 10 < wind < 45  # m/s
+
+
+@pytest.mark.parametrize(
+    ("speed", "direction", "east", "north"),
+    [(100, 270, 44.704, 0), (100, 0, 0, -44.704), (100.5, 270, np.nan, np.nan), (0, np.nan, 0, 0)],
+)
+def test_a_wind_of_a_hundred_miles_an_hour_is_the_fastest(speed, direction, east, north):
+    row = {"wind_speed": speed, "wind_dir": direction}
+    winds = [SENSORS[f"wind to the {part}"][1](row) for part in ("east", "north")]
+    assert winds == pytest.approx([east, north], nan_ok=True, abs=1e-9)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lstm_utils import LSTMSpec, diagnose
 from lstm_utils.findings import Diagnosis, Finding
+from lstm_utils.padding import positions
 from lstm_utils.pitfalls import pitfalls
 from lstm_utils.sequences import run_packed
 from lstm_utils.trees import tensors
@@ -37,8 +38,8 @@ class Net(healthy.Net):
         lstm = nn.LSTM(I, H, **{"batch_first": True} | lstm)
         width = LSTMSpec.from_module(lstm).shapes(1, 1).output[-1]
         heads = {"readout": nn.Linear(width, C), "wide": nn.Linear(width, T)}
-        lower = nn.LSTM(I, I, batch_first=True)
-        super().__init__(forward, lstm=lstm, lower=lower, embedding=nn.Embedding(12, I), **heads)
+        lower, wider = nn.LSTM(I, I, batch_first=True), nn.LSTM(I, H, batch_first=True)
+        super().__init__(forward, lstm=lstm, lower=lower, wider=wider, embedding=nn.Embedding(12, I), **heads)
 
 
 def states(*shape):
@@ -63,9 +64,13 @@ def carry_in_place(m, x):
     return result
 
 
-def zeros_below(m, x, lengths):
+def unpacked_below(m, x, lengths):
     packed, _ = m.lower(pack_padded_sequence(x, lengths, True, enforce_sorted=False))
-    return m.readout(m.lstm(pad_packed_sequence(packed, True)[0])[1][0][-1])
+    return pad_packed_sequence(packed, True)[0]
+
+
+def zeros_below(m, x, lengths):
+    return m.readout(m.lstm(unpacked_below(m, x, lengths))[1][0][-1])
 
 
 def used_before():
@@ -533,6 +538,14 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
         x(),
         {"lengths": [1] * N},
     ),
+    ZEROS: lambda: ("P04", Net(lambda m, x, n: m.readout(packed_output(m, x, n).mean(1))), BOTH, {}),
+    f"{ZEROS}; lstm reads them": lambda: ("P32", Net(zeros_below), BOTH, {}),
+    "two more steps of zeros behind what was unpacked move the result (4, 7, 3); lstm reads them": lambda: (
+        "P32",
+        Net(lambda m, x, n: m.readout(m.lstm(unpacked_below(m, x, n))[0]), bidirectional=True),
+        BOTH,
+        {},
+    ),
     # Of two classes the sum of exponentials may well be near 1, and it is 1 for a single number near 0.
     TURNED.format(2): lambda: ("P11", Net(lambda *a: time_first(*a)[..., :2] / 9), BOTH, {"lengths": LENGTHS}),
     TURNED.format(1): lambda: ("P11", Net(lambda *a: time_first(*a)[..., :1] / 1e4), BOTH, {"lengths": LENGTHS}),
@@ -548,8 +561,7 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
 @pytest.mark.parametrize("seen", SEEN)
 def test_a_finding_says_what_was_seen(seen):
     pitfall, model, batch, told = SEEN[seen]()
-    assert Finding(pitfall, seen) in diagnose(model, batch, **told).findings
-    assert diagnose(model, batch, **told).ids == (pitfall,)
+    assert diagnose(model, batch, **told).findings == (Finding(pitfall, seen),)
 
 
 def test_log_probabilities_of_two_classes_are_time_first_for_ctc():
@@ -557,14 +569,40 @@ def test_log_probabilities_of_two_classes_are_time_first_for_ctc():
     assert diagnose(model, BOTH, LENGTHS).ids == ()
 
 
-def more_results(m, x):
-    output, (h_n, _) = m.lstm(x)
-    return [m.readout(h_n[-1])] * (1 if m.is_known(output) else 2)
+def final(m, x):
+    return m.readout(m.lstm(x)[1][0][-1])
+
+
+def more_results(read):
+    def forward(m, x):
+        return [read(m, x)] * (1 if m.is_known(m.lstm(x)[0]) else 2)
+
+    return forward
 
 
 def more_results_after_more_zeros(m, x, n):
     output = packed_output(m, x, n)
-    return [m.readout(output.mean(1))] * (1 if output.shape[1] == T else 2)
+    return [m.readout(output.sum(1))] * (1 if output.shape[1] == T else 2)
+
+
+def another_rank_after_more_zeros(m, x, n):
+    output = packed_output(m, x, n)
+    result = m.readout(output.sum(1))
+    return result if output.shape[1] == T else result[None]
+
+
+def more_calls(m, x):
+    output, (h_n, _) = m.lstm(x)
+    if not m.is_known(output):
+        m.lower(x)
+    return m.readout(h_n[-1])
+
+
+def more_calls_after_more_zeros(m, x, n):
+    state = None
+    for step in unpacked_below(m, x, n).split(1, dim=1):
+        _, state = m.lstm(step, state)
+    return m.readout(state[0][-1])
 
 
 def fewer_calls(m, x, n):
@@ -576,14 +614,110 @@ def fewer_calls(m, x, n):
 @pytest.mark.parametrize(
     ("forward", "batch", "told", "found"),
     [
-        (more_results, x(), {"lengths": LENGTHS}, "P32"),
-        (more_results_after_more_zeros, BOTH, {}, "P04"),
-        (fewer_calls, BOTH, {}, "P04"),
+        (more_results(final), x(), {"lengths": LENGTHS}, ("P32",)),
+        (more_results(last), x(), {"lengths": LENGTHS}, ("P04",)),
+        (more_results_after_more_zeros, BOTH, {}, ()),
+        (another_rank_after_more_zeros, BOTH, {}, ()),
+        (more_calls, x(), {"lengths": LENGTHS}, ("P32",)),
+        (more_calls_after_more_zeros, BOTH, {}, ("P04",)),
+        (fewer_calls, BOTH, {}, ("P04",)),
     ],
 )
 def test_a_module_may_take_another_way_in_an_experiment(forward, batch, told, found):
-    model = remembering(forward)
-    assert diagnose(model, batch, **told).ids == (found,)
+    assert diagnose(remembering(forward), batch, **told).ids == found
+
+
+def mixed(m, x):
+    return m.readout(m.lstm(x)[1][0][-2:].reshape(N, -1))
+
+
+def below(m, x, n):
+    return unpacked_below(m, x, n).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "batch", "found"),
+    [
+        (mixed, x(), "P09"),
+        (lambda m, x, n: (mixed(m, x), below(m, x, n)), BOTH, "P09"),
+        (lambda m, x, n: (m.readout(m.lstm(x)[1][0].mean(0).repeat(1, 2)), below(m, x, n)), BOTH, "P32"),
+    ],
+)
+def test_what_may_follow_from_a_finding_is_not_another(forward, batch, found):
+    (finding,) = diagnose(Net(forward, bidirectional=True), batch, LENGTHS).findings
+    assert finding.pitfall == found
+
+
+def score_of_the_reverse_direction(m, x):
+    """(N, T, T), and only the last of the scores depends on padding."""
+    forward, reverse = m.lstm(x)[0].chunk(2, dim=-1)
+    return torch.cat([forward[..., : T - 1], reverse.sum(-1, keepdim=True)], dim=-1)
+
+
+def state_at_the_end_of_a_decoder(m, x):
+    """(N, T, C) from the decoder's own steps, of which none is padding; the encoder's state in the last."""
+    decoded = m.readout(m.wider(1 + 0 * x)[0])
+    return torch.cat([decoded[:, :-1], decoded[:, -1:] + final(m, x)[:, None]], dim=1)
+
+
+PADDED = {  # results of which an entry moves with the padding that an LSTM reads: a model, and the lengths
+    "in the dimension of the classes, as many as steps": lambda: (
+        Net(score_of_the_reverse_direction, bidirectional=True),
+        LENGTHS,
+    ),
+    "in a step of a decoder": lambda: (Net(state_at_the_end_of_a_decoder), LENGTHS),
+    "behind a result that is unclear": lambda: (Net(lambda m, x: (every_second_step(m, x), final(m, x))), LENGTHS),
+    "in steps that the module makes": lambda: (Net(lambda m, x: final(m, x.repeat_interleave(2, 1))), LENGTHS + 6),
+}
+
+
+@pytest.mark.parametrize("how", PADDED)
+def test_padding_that_moves_a_result_is_found(how):
+    model, lengths = PADDED[how]()
+    rows = [1, 2, 3] if 7 in lengths else [0, 1, 2, 3]
+    seen = f"other numbers in the padding change the results of the samples {rows}"
+    assert diagnose(model, x(), lengths, batch_dim=0).findings == (Finding("P32", seen),)
+
+
+def test_a_sequence_alone_of_as_many_steps_as_samples_is_no_batch():
+    """A loop over samples whose steps the module makes; the numbers of steps and of features are the same."""
+
+    def forward(m, x, lengths):
+        rows = zip(x.repeat_interleave(2, 1), lengths.tolist(), strict=True)
+        return m.readout(torch.stack([m.lstm(row[:length])[1][0][-1] for row, length in rows]))
+
+    lengths = torch.tensor([2 * I, N, 5, 2])
+    assert diagnose(Net(forward), (x(N, I, I), lengths), lengths) == Diagnosis(())
+
+
+def test_padding_in_another_dtype_is_found():
+    assert diagnose(Net(final).bfloat16(), x().bfloat16(), LENGTHS).ids == ("P32",)
+
+
+def mask_of(lengths):
+    return (torch.arange(T) < lengths[:, None])[..., None]
+
+
+def attention_to_all_steps(m, x):
+    """(N, T): each step, padded ones too, weighed by its likeness to the sum of the real ones."""
+    output = m.lstm(x)[0]
+    return (output * (output * mask_of(LENGTHS)).sum(1, keepdim=True)).sum(-1)
+
+
+def random_in_evaluation(m, x):
+    return m.readout((m.lstm(x)[0] * mask_of(LENGTHS)).sum(1)) + torch.rand(1)
+
+
+@pytest.mark.parametrize("forward", [attention_to_all_steps, random_in_evaluation])
+def test_padding_that_moves_nothing_real_is_no_pitfall(forward):
+    assert diagnose(Net(forward), x(), LENGTHS) == Diagnosis(())
+
+
+def test_positions_stay_with_their_tensor():
+    batch = x(2, 3)
+    with torch.device("meta"):
+        found = positions(batch, 1)
+    assert found.tolist() == [[0, 1, 2]]
 
 
 # Nothing found where nothing is wrong --------------------------------------------------------------------------------
@@ -764,6 +898,13 @@ def only_once(m, x):
     return m.readout(final)
 
 
+def only_once_at_the_end(m, x):
+    h_n = m.lstm(x)[1][0]
+    if not m.is_known(h_n):
+        raise ValueError("not this one")
+    return m.readout(h_n[-1])
+
+
 def remembering(forward):
     """A net that tells whether a tensor is the first that it, or a copy of it, was asked about."""
     known, model = [], Net(forward)
@@ -823,6 +964,11 @@ REASONS = {
         Net(lambda m, x: checkpoint(lambda y: m.readout(y[:, -1]), m.lstm(x)[0], use_reentrant=True)),
         x(),
     ),
+    "which steps are read, since autograd says: When": lambda: (
+        Net(lambda m, x: checkpoint(m.readout, m.lstm(x)[0], use_reentrant=True)),
+        x(),
+        {"lengths": LENGTHS},
+    ),
     "which steps are read, since lstm ran where gradients are off": lambda: (
         Net(lambda m, x: checkpoint(lambda x: last(m, x), m.embedding(x), use_reentrant=True)),
         TOKENS,
@@ -833,6 +979,30 @@ REASONS = {
         Net(lambda m, x: [m.readout(step) for step in m.lstm(x)[0].unbind(1)]),
         x(),
         {"lengths": LENGTHS},
+    ),
+    "padding, in a result of shape (4, 7)": lambda: (
+        Net(lambda m, x: [m.wide(step) for step in m.lstm(x)[0].unbind(1)]),
+        x(N, 2, I),
+        {"lengths": [2, 1, 2, 1]},
+    ),
+    "padding, in a result of shape (4, 4, 3)": lambda: (
+        Net(lambda m, x: checkpoint(lambda y: m.readout(y[:, ::2]), m.lstm(x)[0], use_reentrant=True)),
+        x(),
+        {"lengths": LENGTHS},
+    ),
+    "padding, since the module did not stand the experiment (ValueError: not this one)": lambda: (
+        remembering(only_once_at_the_end),
+        x(),
+        {"lengths": LENGTHS},
+    ),
+    "padding in the input of lstm, (4, 14, 10)": lambda: (
+        Net(
+            lambda m, x: (
+                final(m, x.repeat_interleave(2, 1)) + m.wide(m.wider(x.repeat_interleave(3, 1))[1][0][-1])[:, :3]
+            )
+        ),
+        x(),
+        {"lengths": LENGTHS + 6, "batch_dim": 0},
     ),
     "padding in the input of lstm, (4, 8, 10)": lambda: (
         Net(lambda m, x: m.readout(m.lstm(torch.cat([x[:, :1], x], 1))[0][:, 0])),

@@ -166,6 +166,15 @@ def test_dropout_acts_between_layers_and_only_there(layout):
     assert kept == [(8, 0.5, True)] * 2
 
 
+@pytest.mark.parametrize(("layers", "dropout", "warned"), [(1, 0.5, True), (1, 0.0, False), (2, 0.5, False)])
+def test_dropout_warns_where_it_acts_nowhere(layers, dropout, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ReferenceLSTM(2, 3, layers, dropout=dropout)
+    message = f"dropout={dropout} acts between layers, and num_layers=1 has no between"
+    assert [str(warning.message) for warning in caught] == [message] * warned
+
+
 def test_dropout_in_a_single_layer_warns_and_points_at_the_caller():
     with pytest.warns(UserWarning, match=r"dropout=0.5 acts between layers, and num_layers=1 has no between") as caught:
         ReferenceLSTM(2, 3, dropout=0.5)
