@@ -30,7 +30,7 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device(next(name for name, here in present.items() if here))
     kind = device.partition(":")[0]
-    if not present.get(kind, False):
+    if not present.get(kind):
         here = ", ".join(name for name, is_here in present.items() if is_here)
         raise ValueError(f"device {device!r} is not available here; use 'auto' or one of: {here}")
     found = as_device("device", device)

@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from operator import length_hint
+from operator import gt, length_hint, lt
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def fit(
         raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it, or name another")
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer} | ({"scheduler": scheduler} if scheduler else {})
     settings = _settings(parts, max_norm=max_norm, maximize=maximize)
-    history, best, sign = History(), _copy(model), 1 if maximize else -1
+    history, best, better = History(), _copy(model), gt if maximize else lt
     if path is not None and path.exists():
         state = load_checkpoint(path)
         if (began := state["settings"]) != settings:
@@ -144,7 +144,7 @@ def fit(
             metric = float(validate())
         if math.isnan(metric):
             raise ValueError(f"validate returned nan after epoch {epoch}, which cannot be compared")
-        if epoch == 0 or sign * metric > sign * history.metrics[history.best]:
+        if epoch == 0 or better(metric, history.metrics[history.best]):
             best, history.best = _copy(model), epoch
         history.losses.append(statistics.fmean(losses))
         history.metrics.append(metric)

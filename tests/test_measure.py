@@ -68,6 +68,21 @@ def test_a_device_number_that_is_not_there_is_refused(present):
         resolve_device("cuda:2")
 
 
+def test_the_first_of_one_device_is_there_with_and_without_its_number(present, monkeypatch):
+    present("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert [resolve_device(name) for name in ("cuda", "cuda:0")] == [torch.device("cuda"), torch.device("cuda:0")]
+    with pytest.raises(ValueError, match=r"^device 'cuda:1' is not available here; there are 1 CUDA devices$"):
+        resolve_device("cuda:1")
+
+
+def test_what_is_no_name_and_what_torch_cannot_read_is_refused():
+    with pytest.raises(TypeError, match=r"^device must be the name of a device, such as 'cpu', or 'auto', got device"):
+        resolve_device(torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"^device must name a device that torch knows, got 'cpu:x': "):
+        resolve_device("cpu:x")
+
+
 # Hardware --------------------------------------------------------------------------------------------------------
 
 
@@ -92,6 +107,24 @@ def test_hardware_names_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU number {device.index}")
     assert hardware("cuda:1").device == "GPU number 1"
     assert hardware(torch.device("mps")).device == "MPS"
+
+
+@pytest.mark.parametrize("error", [AssertionError, RuntimeError])
+def test_a_gpu_that_is_not_here_has_no_hardware(monkeypatch, error):
+    def fail(_):
+        raise error("no such GPU")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", fail)
+    with pytest.raises(ValueError, match=r"^device 'cuda:1' is not available here: no such GPU$"):
+        hardware("cuda:1")
+    with pytest.raises(TypeError, match=r"^device must be a device, or the name of one such as 'cpu', got 3 "):
+        hardware(3)
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5, 7, 8}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert hardware().cores == 5
 
 
 @pytest.mark.parametrize(("counted", "cores"), [(6, 6), (None, 1)])
@@ -155,6 +188,24 @@ def test_quartiles_are_the_spread():
     assert timings.ratio("a", "b") == Ratio(median=3.0, low=2.0, high=4.0)
 
 
+def test_a_ratio_needs_as_many_rounds_of_both():
+    with pytest.raises(ValueError, match="shorter"):
+        Timings({"a": (1.0, 2.0, 3.0), "b": (1.0, 2.0)}, num_threads=1).ratio("a", "b")
+
+
+@pytest.mark.parametrize(("mean", "calls"), [(0.004, 5), (1.0, 1)])
+def test_nine_rounds_of_a_fiftieth_second_on_one_thread_are_the_default(monkeypatch, mean, calls):
+    numbers, threads = [], []
+
+    def timer(*_, num_threads, **__):
+        threads.append(num_threads)
+        return SimpleNamespace(timeit=lambda number: numbers.append(number) or SimpleNamespace(mean=mean))
+
+    monkeypatch.setattr(measure, "Timer", timer)
+    assert compare_times({"call": list}) == Timings({"call": (mean,) * 9}, num_threads=1)
+    assert (numbers, threads) == ([1, *[calls] * 9], [1])
+
+
 def test_a_deliberately_slower_call_is_slower():
     timings = compare_times(
         {"sleeps": lambda: time.sleep(0.005), "sleeps less": lambda: time.sleep(0.001)}, rounds=5, min_seconds=0.005
@@ -204,11 +255,23 @@ def test_calls_run_with_the_threads_asked_for(num_threads):
 
 @pytest.mark.parametrize(
     ("candidates", "rounds", "message"),
-    [({}, 9, r"got \[\] and 9"), ({"call": list}, 2, r"at least one candidate and 3 rounds, got \['call'\] and 2")],
+    [
+        ({}, 9, r"got \[\] and 9"),
+        ({"call": list}, 2, r"at least one candidate and 3 rounds, got \['call'\] and 2"),
+        ({"call": list}, 1, r"at least one candidate and 3 rounds, got \['call'\] and 1"),
+        ({"call": list}, 0, "^rounds must be an integer of at least 1, got 0$"),
+    ],
 )
 def test_too_little_to_compare_is_refused(candidates, rounds, message):
     with pytest.raises(ValueError, match=message):
         compare_times(candidates, rounds=rounds)
+
+
+def test_what_cannot_be_called_and_no_threads_are_refused():
+    with pytest.raises(TypeError, match=r"^candidates\['b'\] must be a function to call, got 3 of type int$"):
+        compare_times({"a": list, "b": 3})
+    with pytest.raises(ValueError, match=r"^num_threads must be an integer of at least 1, got 0$"):
+        compare_times({"a": list}, num_threads=0)
 
 
 # Memory ----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """The loop against one written out, and its checkpoints: killed, cut short, damaged, continued."""
 
+import itertools
 import math
 import random
+import re
 import subprocess
 import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
+from lstm_utils import training as loop
 from lstm_utils.gradients import NonFiniteGradientError
 from lstm_utils.sequences import LengthBucketSampler
 from lstm_utils.training import CheckpointError, History, fit, load_checkpoint
@@ -119,6 +123,37 @@ def test_the_share_of_clipped_steps_is_counted():
     assert mixed.fit(1, max_norm=1.0).clipped == [0.5]
 
 
+def test_the_gradient_is_clipped_to_a_norm_of_one_by_default():
+    for norm, clipped in ((0.99, 0.0), (1.5, 1.0)):
+        weight = nn.Linear(1, 1, bias=False)
+        optimizer = torch.optim.SGD(weight.parameters(), lr=0.1)
+
+        def loss_of(batch, weight=weight):
+            return (weight(torch.ones(1)) * batch).sum()  # whose gradient is the batch
+
+        assert fit(weight, [norm], loss_of, lambda: 0.0, optimizer, epochs=1).clipped == [clipped]
+
+
+def test_the_epoch_is_told_to_whatever_asks_for_it():
+    training, told = Training(loader=False), []
+
+    class Batches(list):
+        def set_epoch(self, epoch):
+            told.append(("batches", epoch))
+
+    batches = Batches(training.batches)
+    for name in ("batch_sampler", "sampler"):
+        setattr(batches, name, SimpleNamespace(set_epoch=lambda epoch, name=name: told.append((name, epoch))))
+    training.batches = batches
+    training.fit(2)
+    assert told == [(name, epoch) for epoch in range(2) for name in ("batches", "batch_sampler", "sampler")]
+
+
+def test_seconds_are_those_of_the_epoch(monkeypatch):
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=itertools.count(100, 3).__next__))
+    assert Training(loader=False).fit(2).seconds == [3, 3]
+
+
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     whole = Training()
     expected = whole.fit(6)
@@ -211,6 +246,25 @@ def test_a_checkpoint_is_never_half_written(culprit, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 
+@pytest.mark.parametrize(("context", "error"), [(OSError("disk full"), OSError), (None, RuntimeError)])
+def test_what_torch_hides_a_full_disk_behind_is_taken_off(context, error, tmp_path, monkeypatch):
+    def fail(*_):
+        found = RuntimeError("unexpected pos")
+        found.__context__ = context
+        raise found
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(error, match="unexpected pos" if context is None else "disk full"):
+        Training(loader=False).fit(1, checkpoint=tmp_path / "a.pt")
+
+
+def test_a_missing_folder_is_refused_before_the_first_step(tmp_path):
+    training = Training(loader=False)
+    training.loss_of = lambda _: pytest.fail("a step was taken")
+    with pytest.raises(FileNotFoundError, match=r"^the folder '.*nowhere' does not exist; create it, or name another$"):
+        training.fit(1, checkpoint=tmp_path / "nowhere" / "a.pt")
+
+
 def test_a_damaged_checkpoint_is_refused_wherever_it_is_damaged(tmp_path):
     path = tmp_path / "a.pt"
     Training().fit(1, checkpoint=path)
@@ -279,8 +333,8 @@ def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
         Training().fit(2, checkpoint=path, max_norm=9)
     with pytest.raises(CheckpointError, match=r"scheduler was 'OneCycleLR' and is None"):
         Training().fit(2, checkpoint=path, scheduler=None)
-    with pytest.raises(CheckpointError, match=r"maximize was True and is False"):
-        Training().fit(2, checkpoint=path, maximize=False)
+    with pytest.raises(CheckpointError, match=r"max_norm was 0\.5 and is 9, maximize was True and is False; delete"):
+        Training().fit(2, checkpoint=path, max_norm=9, maximize=False)
 
 
 def test_a_finished_training_is_read_back(tmp_path):
@@ -293,8 +347,9 @@ def test_a_finished_training_is_read_back(tmp_path):
 
 
 def test_what_cannot_be_trained_is_refused():
-    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
-        Training().fit(0)
+    for epochs in (0, -1, True, 2.0, "2"):
+        with pytest.raises(ValueError, match=f"^epochs must be at least 1, got {epochs!r}$"):
+            Training(loader=False).fit(epochs)
     training = Training()
     training.batches = iter(list(training.batches))
     with pytest.raises(ValueError, match="no batches in epoch 1; an iterator is used up after one"):
@@ -319,8 +374,31 @@ def test_a_bar_is_shown_when_asked_for_and_never_into_a_file(capsys):
     Training().fit(2, progress=True)
     shown = capsys.readouterr()
     assert "8/8" in shown.err
-    assert "metric=" in shown.err
+    assert re.search(r"loss=\d.*metric=-?\d", shown.err)
     assert not shown.out
     for silent in (None, False):  # under capsys, stderr is no terminal
         Training().fit(2, progress=silent)
         assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar_unless_it_is_unwanted(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    Training(loader=False).fit(1, progress=False)
+    assert capsys.readouterr().err == ""
+    Training(loader=False).fit(1)
+    assert "1/1" in capsys.readouterr().err
+
+
+def test_the_bar_of_a_continued_training_begins_where_it_ended(capsys, tmp_path):
+    Training().fit(1, checkpoint=tmp_path / "a.pt")
+    Training().fit(3, checkpoint=tmp_path / "a.pt", progress=True)
+    shown = re.findall(r"(\S+)/12 ", capsys.readouterr().err)
+    assert (shown[0], shown[-1]) == ("4", "12")
+
+
+def test_the_bar_of_a_loader_of_unknown_length_only_counts(capsys):
+    training = Training(loader=False)
+    given = iter(training.batches)
+    training.batches = (batch for batch in given)
+    training.fit(1, progress=True)
+    assert "1it" in capsys.readouterr().err
