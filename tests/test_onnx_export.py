@@ -306,7 +306,7 @@ class Returns(nn.Module):
         (lambda lstm, x: lstm(x, (torch.zeros(1, N, H),) * 2), ValueError, "fails at T=6, N=1, with RuntimeError"),
         (lambda lstm, x: [lstm(piece)[0] for piece in x.split(2)][-1], ValueError, "3 at T=6, N=4; 1 at T=1, N=4"),
         (
-            lambda lstm, x: lstm(x)[0].squeeze(),
+            lambda lstm, x: lstm(x)[0].squeeze(0),
             ValueError,
             r"^how many dimensions output has .* \(\(6, 4, 5\) at T=6, N=4; \(4, 5\) at T=1, N=4; .* a fixed number$",
         ),
