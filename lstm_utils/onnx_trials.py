@@ -78,9 +78,18 @@ def free_shape(trials: Sequence[Trial], kind: str, name: str) -> Shape:
     """The shape of one of the "inputs" or "outputs", with names for the sizes that change.
 
     The name is that of the free axis which has the same size in every trial, or one made up from the tensor's name.
+
+    Raises:
+        ValueError: how many dimensions there are depends on the sizes.
     """
     shape: list[int | str] = []
-    for at, sizes in enumerate(zip(*(getattr(trial, kind)[name].shape for trial in trials), strict=True)):
+    shapes = [tuple(getattr(trial, kind)[name].shape) for trial in trials]
+    if len({*map(len, shapes)}) > 1:
+        found = "; ".join(f"{seen} at {trial}" for seen, trial in zip(shapes, trials, strict=True))
+        raise ValueError(
+            f"how many dimensions {name} has depends on the sizes ({found}), and a file has a fixed number"
+        )
+    for at, sizes in enumerate(zip(*shapes, strict=True)):
         equal = [axis for axis in trials[0].sizes if [trial.sizes[axis] for trial in trials] == list(sizes)]
         shape.append(sizes[0] if len(set(sizes)) == 1 else (equal or [f"{name}_{at}"])[0])
     return tuple(shape)

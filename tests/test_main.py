@@ -209,6 +209,10 @@ def empty():
     return {}
 
 
+def listed():
+    return [sound, x]
+
+
 def misfit():
     return sound, x, [1, 2, 3, 1]
 
@@ -261,6 +265,7 @@ def test_diagnose_prints_the_findings(capsys, name, status, printed):
             "builders_of_a_test:nothing",
             "must return (model, batch), (model, batch, lengths) or a mapping, got None",
         ),
+        ("builders_of_a_test:listed", "or a mapping, got list"),
         ("builders_of_a_test:four", "or a mapping, got a tuple of 4"),
         ("builders_of_a_test:misspelt", "returned ['length']; lstm_utils.diagnose takes ['model', 'batch', 'lengths'"),
         ("builders_of_a_test:incomplete", "returned ['batch'], and model is missing"),

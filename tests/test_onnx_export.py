@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,8 +20,9 @@ from strategies import build, specs
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from lstm_utils import onnx_files
 from lstm_utils.onnx_export import export_onnx, quantize_onnx
-from lstm_utils.onnx_trials import quiet
+from lstm_utils.onnx_trials import Trial, compare, free_shape, quiet, run_trials
 from lstm_utils.projection import FoldedProjection
 from lstm_utils.sequences import run_packed
 
@@ -303,12 +305,79 @@ class Returns(nn.Module):
         (lambda lstm, x: lstm(pack_padded_sequence(x, [len(x)] * x.shape[1])), TypeError, "returns a PackedSequence"),
         (lambda lstm, x: lstm(x, (torch.zeros(1, N, H),) * 2), ValueError, "fails at T=6, N=1, with RuntimeError"),
         (lambda lstm, x: [lstm(piece)[0] for piece in x.split(2)][-1], ValueError, "3 at T=6, N=4; 1 at T=1, N=4"),
+        (
+            lambda lstm, x: lstm(x)[0].squeeze(0),
+            ValueError,
+            r"^how many dimensions output has .* \(\(6, 4, 5\) at T=6, N=4; \(4, 5\) at T=1, N=4; .* a fixed number$",
+        ),
     ],
-    ids=["dict", "packed", "fixed batch", "a loop"],
+    ids=["dict", "packed", "fixed batch", "a loop", "squeezed"],
 )
 def test_a_model_that_has_no_file_for_all_sizes_is_refused(forward, error, message, path):
     with pytest.raises(error, match=message):
         export_onnx(Returns(forward), example(), path)
+
+
+# Trials --------------------------------------------------------------------------------------------------------------
+
+
+class Twofold(nn.Module):
+    """Takes tokens and lengths, and returns what it was given."""
+
+    def forward(self, tokens, lengths):
+        return [tokens, (lengths,)]
+
+
+def test_inputs_of_other_sizes_are_drawn_like_the_example_and_lengths_are_in_no_order():
+    tokens, lengths = torch.tensor([[2, 5, 7]] * 4), torch.tensor([3, 1, 2, 2], dtype=torch.int32)
+    inputs, axes = {"tokens": tokens, "lengths": lengths}, {"tokens": ("N", "T"), "lengths": "lengths"}
+    state = torch.get_rng_state()
+    first, *others = run_trials(Twofold(), inputs, axes)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (first.inputs, first.layers) == (inputs, 0)
+    for trial in others:
+        assert {*trial.inputs["tokens"].flatten().tolist()} <= {2, 5, 7}
+        assert trial.inputs["tokens"].shape == (trial.sizes["N"], trial.sizes["T"])
+        assert trial.inputs["lengths"].dtype == torch.int32
+        assert list(trial.outputs) == ["output", "output_1"]
+    drawn = {str(trial): trial.inputs["lengths"].tolist() for trial in others}
+    assert drawn == {
+        "N=1, T=3": [2],
+        "N=8, T=3": [2, 3, 1, 2, 3, 1, 2, 3],
+        "N=4, T=1": [1, 1, 1, 1],
+        "N=4, T=6": [2, 3, 4, 5],
+        "N=1, T=1": [1],
+        "N=5, T=4": [2, 3, 4, 1, 2],
+    }
+    assert free_shape([first, *others], "inputs", "tokens") == free_shape([first, *others], "outputs", "output")
+    with pytest.raises(ValueError, match=r"^the example of tokens has no entry to draw others from, got \(0, 3\)$"):
+        run_trials(Twofold(), inputs | {"tokens": tokens[:0]}, axes)
+
+
+def trial_of(**outputs):
+    inputs = {"x": torch.zeros(2)}
+    return Trial({"N": 2}, inputs, {name: torch.tensor(values) for name, values in outputs.items()}, 1)
+
+
+def test_differences_are_relative_to_1_and_the_value_and_the_largest_counts():
+    trial = trial_of(a=[1.0, 3.0], b=[[-4.0]], none=[])
+    found = [np.array([1.5, 3.0]), np.array([[-4.5]]), np.zeros(0)]
+    assert compare(lambda feed: [feed["x"] + 1, *found][1:], trial, 0.25) == 0.25  # as much as is allowed
+    with pytest.raises(RuntimeError, match=r"^at N=2, a differs by 0.25, and 0.24 is allowed$"):
+        compare(lambda _: found, trial, 0.24)
+    exact = [tensor.numpy() for tensor in trial.outputs.values()]
+    assert compare(lambda _: exact, trial, 0) == 0
+    with pytest.raises(ValueError, match="shorter"):
+        compare(lambda _: found[:1], trial, 1)
+
+
+def test_a_file_that_fails_or_has_other_shapes_is_reported_with_a_cure():
+    cure = "a size was fixed as the model was traced: take sizes from tensor.shape, pad packed outputs to total_length"
+    with pytest.raises(RuntimeError, match=f"^the file fails at N=2, and PyTorch does not; {cure}. 'y'$"):
+        compare(lambda feed: feed["y"], trial_of(a=[1.0]), 1)
+    shapes = r"the file gives a the shape \(1, 1\), and PyTorch \(1,\)"
+    with pytest.raises(RuntimeError, match=f"^at N=2, {shapes}; {cure}$"):
+        compare(lambda _: [np.ones((1, 1))], trial_of(a=[1.0]), 1)
 
 
 # What the check finds ------------------------------------------------------------------------------------------------
@@ -514,7 +583,7 @@ def test_int8_of_numbers_that_are_not_finite_is_an_error(tmp_path):
     (bias,) = [tensor for tensor in graph.graph.initializer if tensor.name == "readout.bias"]
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(2, np.inf, np.float32), bias.name))
     onnx.save(graph, source)
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(RuntimeError, match=r"^quantized, '.*float.onnx' computes numbers that are not finite$"):
         quantize_onnx(source, tmp_path / "int8.onnx")
 
 
@@ -523,6 +592,111 @@ def test_int8_says_which_file_or_folder_is_missing(exported, tmp_path):
         quantize_onnx(tmp_path / "nothing.onnx", tmp_path / "int8.onnx")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         quantize_onnx(exported[2], tmp_path / "nowhere" / "int8.onnx")
+
+
+def test_int8_of_each_row_is_asked_for_and_weights_have_7_bits(exported, tmp_path):
+    asked = {"left out": {}, "no": {"per_channel": False}, "yes": {"per_channel": True}}
+    reports = {name: quantize_onnx(exported[2], tmp_path / name, **how) for name, how in asked.items()}
+    assert reports["left out"].max_error == reports["no"].max_error != reports["yes"].max_error
+    contents = {name: onnx.load(report.path).SerializeToString() for name, report in reports.items()}
+    assert contents["left out"] == contents["no"] != contents["yes"]
+    held = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "no").graph.initializer]
+    weights = [array for array in held if array.dtype == np.int8 and array.ndim == 3]
+    assert len(weights) == 4
+    assert all(np.abs(array.astype(int)).max() <= 64 for array in weights)
+
+
+def by_text(path, inputs, outputs, nodes, **weights):
+    """A file of these nodes, with these weights in it."""
+    text = f"""<ir_version: 10, opset_import: ["": 18]> by_text ({inputs}) => ({outputs}) {{ {nodes} }}"""
+    model = onnx.parser.parse_model(text)
+    for name, array in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    onnx.save(model, path)
+
+
+def test_an_lstm_that_stays_is_counted(tmp_path):
+    source, random = tmp_path / "float.onnx", np.random.default_rng(0)
+    by_text(
+        source,
+        "float[T, N, 3] X, float[1, 20, 3] W, float[1, 20, 5] R",
+        "float[T, 1, N, 5] Y, float[T, 1, N, 5] Z",
+        "Y = LSTM <hidden_size = 5> (X, W, R) Z = LSTM <hidden_size = 5> (X, V, S)",
+        V=random.normal(size=(1, 20, 3)),
+        S=random.normal(size=(1, 20, 5)),
+    )
+    report = quantize_onnx(source, tmp_path / "int8.onnx")
+    assert (report.replaced, report.left) == (1, 1)
+    wanted = r"X tensor\(float\) \('T', 'N', 3\), W tensor\(float\) \(1, 20, 3\), R tensor\(float\) \(1, 20, 5\)"
+    got = r"\[\('float32', \(2, 2, 3\)\)\]"
+    message = rf"^'.*float.onnx' takes {wanted}, with at least one number in each; got {got}$"
+    with pytest.raises(ValueError, match=message):
+        quantize_onnx(source, tmp_path / "int8.onnx", example=[torch.zeros(2, 2, 3)])
+
+
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
+    source = tmp_path / "float.onnx"
+    damaged = [lambda: source.write_bytes(b"no protobuf")]
+    damaged.append(lambda: by_text(source, "float[N] X", "float[N] Y", "Y = Sigmoyd (X)"))
+    damaged.append(lambda: by_text(source, "float[N, 2] X", "float[N, 3] Y", "Y = Sigmoid (X)"))
+    for damage in damaged:
+        damage()
+        with pytest.raises(ValueError, match=r"^'.*float.onnx' cannot be read as ONNX \([^\n]+\); export it again$"):
+            quantize_onnx(source, tmp_path / "int8.onnx")
+
+
+def value(name, kind, *shape):
+    return SimpleNamespace(name=name, type=f"tensor({kind})", shape=list(shape))
+
+
+@pytest.mark.parametrize(
+    ("takes", "values", "fits"),
+    [
+        ([value("x", "float", "N", 2)], [np.ones((3, 2), np.float32)], True),
+        ([value("x", "double", "N", 2)], [np.ones((3, 2))], True),
+        ([value("x", "int64", 3)], [np.ones(3, np.int64)], True),
+        ([value("x", "float", 3), value("y", "bool", "N")], [np.ones(3, np.float32), np.ones(2, bool)], True),
+        ([value("x", "float", "N", 2)], [np.ones((3, 2))], False),
+        ([value("x", "double", "N", 2)], [np.ones((3, 2), np.float32)], False),
+        ([value("x", "double", "N", 2)], [np.ones(3)], False),
+        ([value("x", "double", "N", 2)], [np.ones((3, 3))], False),
+        ([value("x", "double", "N", 2)], [np.ones((0, 2))], False),
+        ([value("x", "double", "N")], [np.ones(3), np.ones(3)], False),
+        ([value("x", "double", "N"), value("y", "double", "N")], [np.ones(3)], False),
+    ],
+)
+def test_an_example_has_the_type_and_the_fixed_sizes_that_the_file_declares(takes, values, fits):
+    if fits:
+        onnx_files._check_values("a.onnx", takes, values)
+        return
+    with pytest.raises(ValueError, match=r"^'a.onnx' takes x tensor\(.*, with at least one number in each; got \["):
+        onnx_files._check_values("a.onnx", takes, values)
+
+
+def test_an_example_that_is_not_finite_is_quoted():
+    takes = [value("x", "double", "N"), value("y", "double", "N")]
+    with pytest.raises(ValueError, match=r"^the example y must be finite, got inf$"):
+        onnx_files._check_values("a.onnx", takes, [np.ones(2), np.array([1, np.inf, 2])])
+
+
+def test_made_up_inputs_are_normal_numbers_and_ones_of_the_declared_sizes():
+    numbers, again = (onnx_files._made_up(value("x", "float", "T", 500)) for _ in range(2))
+    assert (numbers.dtype, numbers.shape[1]) == (np.float32, 500)
+    assert numbers.std() == pytest.approx(1, abs=0.1)
+    assert (numbers == again).all()
+    tokens = onnx_files._made_up(value("tokens", "int64", "N", 2))
+    assert (tokens.dtype, tokens.shape[1], {*tokens.flat}) == (np.int64, 2, {1})
+
+
+def test_a_session_has_one_thread_on_the_cpu_and_sends_no_messages(exported, monkeypatch):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    session = onnx_files.session(str(exported[2]))
+    assert session.get_session_options().intra_op_num_threads == 1
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    onnx_files.load("onnx")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"  # whoever wants them sent
 
 
 # quiet ---------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -207,6 +208,40 @@ def test_operators_name_what_does_the_work():
     a = torch.ones(2, 2)
     assert operators(lambda: torch.mm(a, a) + torch.mm(a, a)) == "2 × mm"
     assert operators(lambda: a + a) == "no known kernel"
+
+
+def test_operators_leave_a_call_as_it_is():
+    found = []
+    operators(lambda: found.append(torch.ones(2).to(torch.float16)))
+    assert found[0].dtype == torch.float16
+
+
+def test_fused_layers_and_products_are_listed_however_they_are_written():
+    names = ["add", "_LSTM", "addmm", "_LSTM", "mmap", "mkldnn_rnn_layer"]
+    assert torch_runtimes.listed(names) == "2 × LSTM, 1 × addmm, 1 × mkldnn_rnn_layer"
+    assert torch_runtimes.listed(["add"]) == "no known kernel"
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_pytorch_runs_in_inference_mode_or_with_gradients_on_the_device_that_is_asked(inference, tmp_path):
+    order = torch_runtimes.Order(LSTM, X, tmp_path, 1)
+    made = torch_runtimes.build_torch(order, **{} if inference else {"inference": False})
+    with torch.device("meta"):
+        call = made.load(**made.arguments)
+    output = call(X)
+    assert (output.device.type, output.is_inference(), output.requires_grad) == ("cpu", inference, not inference)
+    torch.testing.assert_close(output, LSTM(X)[0], check_device=True)
+    with torch.set_grad_enabled(not inference):
+        assert made.kernel(call) == operators(lambda: LSTM(X))
+
+
+@pytest.mark.parametrize(
+    ("load", "arguments"), [(torch_runtimes.load_torch, ("cpu", True)), (torch_runtimes.load_compiled, ("cache",))]
+)
+def test_a_file_of_weights_holds_nothing_that_could_run(load, arguments, tmp_path):
+    torch.save({"state": LSTM.state_dict(), "arguments": re.compile("")}, tmp_path / "lstm.pt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load(str(tmp_path / "lstm.pt"), *arguments)
 
 
 def test_a_reason_is_one_short_line_without_paths(tmp_path):
