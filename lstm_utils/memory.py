@@ -83,8 +83,8 @@ def peak_memory(call: str, setup: str = "", device: torch.device | str = "cpu", 
     program = "import lstm_utils.memory as m; m._peak_of_order()"
     done = subprocess.run([sys.executable, "-c", program], input=order, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise RuntimeError(f"the fresh process failed: {reason}")
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"the fresh process failed with exit status {done.returncode}: {said}")
     return int(done.stdout.splitlines()[-1])  # what the statements print comes before it
 
 
