@@ -98,7 +98,7 @@ def test_many_classes_in_half_precision_may_be_off_by_their_rounding(excess, sou
 
 def test_a_sample_without_room_is_told_what_it_needs():
     (finding,) = call(targets=torch.tensor([[1, 2], [3, 3]]), input_lengths=[6, 2]).findings
-    needs = "2 labels and 1 blanks between equal neighbours"
+    needs = "2 labels and 1 blanks between equal neighbors"
     assert (finding.pitfall, finding.seen) == ("P22", f"sample 1 has 2 frames and needs 3: {needs}")
 
 
