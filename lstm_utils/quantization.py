@@ -86,7 +86,7 @@ def quantize_lstm(
                 if child not in swapped:
                     child.qconfig = config  # type: ignore[assignment]
                     with warnings.catch_warnings():  # see the docstring: said once by torch, to whoever comes first
-                        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor", category=UserWarning)
+                        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor")
                         swapped[child] = ao.swap_module(child, mapping, {})  # type: ignore[no-untyped-call]
                 setattr(parent, name, swapped[child])
     if left := [name for name, module in holder[0].named_modules() if isinstance(module, nn.LSTM)]:
@@ -96,7 +96,7 @@ def quantize_lstm(
 
 def _check_engine(dtype: torch.dtype) -> None:
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.qint8, torch.float16):
-        cure = {torch.int8: "torch.qint8", torch.half: "torch.float16", torch.bfloat16: "model.bfloat16()"}
+        cure = {torch.int8: "torch.qint8", torch.bfloat16: "model.bfloat16()"}
         hint = f"; {cure[dtype]} is what you may have meant" if isinstance(dtype, torch.dtype) and dtype in cure else ""
         raise ValueError(f"dtype must be torch.qint8 or torch.float16, got {dtype}{hint}")
     engine, supported = torch.backends.quantized.engine, torch.backends.quantized.supported_engines

@@ -79,6 +79,9 @@ def test_about_root_t_segments_are_the_default():
     lstm.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     checkpointed_lstm(lstm, torch.randn(50, 1, 2))
     assert seen == [8, *[7] * 6]
+    seen.clear()
+    checkpointed_lstm(lstm, torch.randn(2, 1, 2))
+    assert seen == [2]
 
 
 def test_parameters_are_shared_and_not_copied():
@@ -146,6 +149,18 @@ def test_in_eval_mode_dropout_is_off():
     lstm, x, run = dropping(per_layer=True)
     lstm.eval()
     torch.testing.assert_close(run(), lstm(x)[0])
+
+
+def test_the_random_state_is_kept_where_something_may_draw_from_it_alone(monkeypatch):
+    kept, state = [], torch.get_rng_state()
+    monkeypatch.setattr(torch, "get_rng_state", lambda: kept.append(1) or state)
+    x, plain, dropping = torch.randn(6, 5, 2), nn.LSTM(2, 4, 2), nn.LSTM(2, 4, 2, dropout=0.5)
+    for lstm in (plain, dropping.eval()):
+        checkpointed_lstm(lstm, x, segments=3)
+    assert not kept
+    checkpointed_lstm(dropping.train(), x, segments=3)
+    checkpointed_lstm(plain, x, segments=3, readout=nn.Dropout())
+    assert len(kept) == 6
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
@@ -254,9 +269,27 @@ PACKED = pack_padded_sequence(PADDED, torch.tensor([5, 3]))
         ({}, PACKED, {"segments": 6}, r"from 1 to T = 5, got 6$"),
         ({}, PADDED, {"segments": True}, r"from 1 to T = 5, got True$"),
         ({}, PADDED, {"segments": 2.0}, r"from 1 to T = 5, got 2\.0$"),
-        ({"bidirectional": True}, PADDED, {}, r"cannot be cut in time.*pass per_layer=True"),
-        ({"bidirectional": True}, PADDED, {"per_layer": True, "readout": nn.Linear(6, 1)}, "apply it to the output$"),
-        ({}, PACKED, {"per_layer": True}, r"per_layer=True does not take a PackedSequence"),
+        (
+            {"bidirectional": True},
+            PADDED,
+            {},
+            r"^a bidirectional LSTM cannot be cut in time, since its reverse direction begins at the last step; "
+            r"pass per_layer=True, which cuts each direction of each layer$",
+        ),
+        (
+            {"bidirectional": True},
+            PADDED,
+            {"per_layer": True, "readout": nn.Linear(6, 1)},
+            r"^readout cannot be applied in a segment of a bidirectional LSTM, where the other direction is missing; "
+            r"apply it to the output$",
+        ),
+        (
+            {},
+            PACKED,
+            {"per_layer": True},
+            r"^per_layer=True does not take a PackedSequence; leave it out, or for two directions batch sequences of "
+            r"equal length$",
+        ),
         ({"bidirectional": True}, PACKED, {"per_layer": True}, r"per_layer=True does not take a PackedSequence"),
         ({}, PADDED[None], {}, "2D or 3D, got 4D"),
     ],
@@ -278,7 +311,13 @@ def test_another_module_is_refused(function):
         ({}, PADDED, 0, ValueError, "^length must be an integer of at least 1, got 0$"),
         ({}, PADDED, 2.0, ValueError, r"got 2\.0$"),
         ({}, PADDED, True, ValueError, "got True$"),
-        ({"bidirectional": True}, PADDED, 2, ValueError, "needs one direction"),
+        (
+            {"bidirectional": True},
+            PADDED,
+            2,
+            ValueError,
+            "^truncated_bptt needs one direction: the reverse one would have to begin at the last step$",
+        ),
         ({}, PACKED, 2, TypeError, "needs a padded tensor, got PackedSequence"),
     ],
 )

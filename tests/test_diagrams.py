@@ -1,8 +1,15 @@
+"""What a drawing of the shapes says, counts and colours; and every stroke of a few, as drawings.yml has them.
+
+`python tests/test_diagrams.py` writes that file again: look at the drawings that changed, and read the diff.
+"""
+
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
@@ -140,3 +147,51 @@ def test_what_cannot_be_drawn_is_refused(name, value):
     message = f"{name} must be from 1 to {MOST[name]} to be drawn one by one, got {value}"
     with pytest.raises(ValueError, match=message):
         draw_shapes(LSTMSpec(**sizes), seq_len, batch_size)
+
+
+# Every stroke --------------------------------------------------------------------------------------------------------
+
+DRAWINGS = Path(__file__).with_name("drawings.yml")
+STORED = {
+    "two directions, two layers, a projection": (LSTMSpec(3, 4, num_layers=2, bidirectional=True, proj_size=2), 3, 2),
+    "batch first": (LSTMSpec(1, 2, batch_first=True), 2, 3),
+    "one step, unbatched": (LSTMSpec(2, 1, bidirectional=True), 1, None),
+}
+
+
+def rounded(*numbers):
+    return " ".join(f"{number:.3f}" for number in numbers)
+
+
+def strokes(figure):
+    """A line for each thing on the page: what it is, where it lies, and how it looks."""
+    (axis,) = figure.axes
+    page = rounded(*figure.get_size_inches(), *axis.get_xlim(), *axis.get_ylim(), axis.get_aspect())
+    yield f"page {page} {'with axes' if axis.axison else 'without axes'}"
+    for text in axis.texts:
+        look = rounded(*text.get_position(), text.get_fontsize())
+        font = f"{text.get_ha()} {text.get_va()} {text.get_fontweight()} {text.get_family()[0]}"
+        yield f"text {text.get_text()!r} {look} {font} {text.get_color()}"
+        if arrow := getattr(text, "arrow_patch", None):
+            where = rounded(*text.xy, arrow.get_linewidth(), arrow.get_mutation_scale(), arrow.shrinkA, arrow.shrinkB)
+            head = f"{type(arrow.get_arrowstyle()).__name__} {to_hex(arrow.get_edgecolor())}"
+            yield f"arrow to {where} {head} {text.zorder}"
+    for patch in axis.patches:
+        box = rounded(patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height(), patch.get_linewidth())
+        colors = f"{to_hex(patch.get_facecolor())} {to_hex(patch.get_edgecolor())} {patch.zorder}"
+        round_style = getattr(patch, "get_boxstyle", lambda: None)()
+        corners = rounded(round_style.pad, round_style.rounding_size) if round_style else ""
+        yield f"{type(patch).__name__} {box} {colors} {corners}".rstrip()
+    for line in axis.lines:
+        points = rounded(*line.get_xydata().flatten(), line.get_linewidth(), line.get_markersize())
+        yield f"line {points} {to_hex(line.get_color())} {line.zorder} {line.get_marker()} {line.get_solid_joinstyle()}"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_every_stroke_is_where_it_was(name):
+    assert list(strokes(drawn(*STORED[name]))) == yaml.safe_load(DRAWINGS.read_text(encoding="utf-8"))[name]
+
+
+if __name__ == "__main__":
+    every = {name: list(strokes(drawn(*call))) for name, call in STORED.items()}
+    DRAWINGS.write_text(yaml.safe_dump(every, allow_unicode=True, sort_keys=False, width=200), encoding="utf-8")

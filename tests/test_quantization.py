@@ -106,6 +106,13 @@ def test_weights_are_int8_with_one_scale_or_one_for_each_row():
     )
 
 
+@pytest.mark.parametrize("name", [engine for engine in ("x86", "fbgemm") if engine in ENGINES])
+def test_both_engines_of_x86_have_float16(engine, name):
+    engine(name)
+    lstm, x = nn.LSTM(5, 6).eval(), torch.randn(9, 4, 5)
+    assert 0 < error_report(lstm, quantize_lstm(lstm, torch.float16), x).max_abs < 0.01
+
+
 @pytest.mark.skipif(not HAS_FLOAT16, reason="the engine of this machine has no float16")
 def test_float16_computes_with_rounded_weights_in_float32():
     lstm = nn.LSTM(5, 6).eval()
@@ -171,6 +178,13 @@ def test_nothing_is_said_about_deprecation():
     quantize_lstm(nn.LSTM(5, 6))  # a warning would be an error here
 
 
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
+def test_another_warning_is_passed_on():
+    lstm = nn.LSTM(5, 6, dropout=0.5)
+    with pytest.warns(UserWarning, match="dropout option adds dropout"):
+        quantize_lstm(lstm)
+
+
 def test_torch_itself_passes_over_what_is_handled_here():
     class Mine(nn.LSTM):
         pass
@@ -204,10 +218,11 @@ class Subclass(nn.LSTM):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(2, 3), r"^there is no nn\.LSTM in Linear, only Linear; quantize the model that holds"),
+        (nn.Linear(2, 3), r"^there is no nn\.LSTM in Linear, only Linear; quantize the model that holds the nn\.LSTM$"),
         (nn.Sequential(nn.GRU(2, 3), nn.Dropout()), r"in Sequential, only Dropout, GRU; quantize the model"),
         (nn.LSTMCell(2, 3), r"in LSTMCell, only LSTMCell;"),
         (quantize_lstm(nn.Sequential(nn.LSTM(2, 3))), r"'0' is quantized already$"),
+        (quantize_lstm(nn.Sequential(nn.LSTM(2, 3), nn.LSTM(3, 3))), r"'0', '1' is quantized already$"),
         (quantize_lstm(nn.LSTM(2, 3)), r"the model itself is quantized already$"),
     ],
 )
@@ -250,6 +265,7 @@ def test_what_the_kernel_cannot_do_is_refused_by_name_before_anything_is_convert
         ({"dtype": torch.bfloat16}, r"got torch\.bfloat16; model\.bfloat16\(\) is"),
         ({"dtype": torch.float32}, r"^dtype must be torch\.qint8 or torch\.float16, got torch\.float32$"),
         ({"also": (nn.Conv1d, nn.Linear)}, r"^also takes types of Linear, GRU, .*; got <class '.*Conv1d'>$"),
+        ({"also": (nn.Conv1d, nn.RNN)}, r"got <class '.*Conv1d'>, <class '.*RNN'>$"),
     ],
 )
 def test_arguments_that_do_not_exist_are_refused(arguments, message):
@@ -263,7 +279,9 @@ def test_a_scale_for_each_row_is_for_int8_alone():
         quantize_lstm(nn.LSTM(2, 3), torch.float16, per_channel=True)
 
 
-@pytest.mark.parametrize(("supported", "choice"), [(["qnnpack"], "'qnnpack'$"), ([], "none, so another build is")])
+@pytest.mark.parametrize(
+    ("supported", "choice"), [(["qnnpack", "x"], "'qnnpack', 'x'$"), ([], "none, so another build is")]
+)
 def test_a_build_without_an_engine_is_an_error_that_names_the_choice(monkeypatch, supported, choice):
     monkeypatch.setattr(torch.backends, "quantized", SimpleNamespace(engine="none", supported_engines=supported))
     with pytest.raises(RuntimeError, match=rf"engine is 'none'; this build of torch has {choice}"):
@@ -274,6 +292,30 @@ def test_an_engine_without_float16_is_an_error(engine):
     engine("qnnpack" if "qnnpack" in ENGINES else "onednn")
     with pytest.raises(ValueError, match=r"needs the engine 'x86' or 'fbgemm', got .*; use torch\.qint8$"):
         quantize_lstm(nn.LSTM(2, 3), torch.float16)
+
+
+def with_value(module, value):
+    with torch.no_grad():
+        next(module.parameters())[1, 1] = value
+    return module
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_name_where_it_would_be_quantized(value):
+    sound, wrong = nn.LSTM(5, 6), with_value(nn.Linear(6, 6), value)
+    with pytest.raises(ValueError, match=rf"^weight_ih_l0 of '1' must be finite, got {value:g}$"):
+        quantize_lstm(nn.Sequential(sound, with_value(nn.LSTM(6, 6), value)))
+    with pytest.raises(ValueError, match=rf"^weight of '1' must be finite, got {value:g}$"):
+        quantize_lstm(nn.Sequential(sound, wrong), also=(nn.Linear,))
+    quantize_lstm(nn.Sequential(sound, wrong))
+
+
+@pytest.mark.skipif(not HAS_FLOAT16, reason="the engine of this machine has no float16")
+def test_a_weight_that_float16_cannot_hold_is_refused():
+    quantize_lstm(with_value(nn.LSTM(5, 6), -65504.0), torch.float16)
+    with pytest.raises(ValueError, match=r"must be finite, and at most 65504 in size for torch\.float16, got -65505$"):
+        quantize_lstm(with_value(nn.LSTM(5, 6), -65505.0), torch.float16)
+    quantize_lstm(with_value(nn.LSTM(5, 6), -65505.0))
 
 
 # Size on disk --------------------------------------------------------------------------------------------------------
@@ -335,13 +377,18 @@ def test_inputs_follow_the_dtype_of_each_model_and_whole_numbers_stay():
             report = error_report(lstm, copy.deepcopy(lstm).to(dtype), inputs)
             assert 0 < report.max_abs < (1e-5 if dtype == torch.float64 else 0.05)
         assert 0 < error_report(lstm, quantize_lstm(lstm), inputs).max_abs < 0.05
+    assert 0 < error_report(lstm, quantize_lstm(lstm), x.double()).max_abs < 0.05
     tagger = Tagger().eval()
     assert error_report(tagger, copy.deepcopy(tagger).bfloat16(), torch.randint(7, (4, 9))).relative < 0.05
 
 
 def test_models_that_cannot_be_compared_are_refused():
     lstm, x = nn.LSTM(5, 6, 2, dropout=0.5), torch.randn(9, 4, 5)
-    with pytest.raises(ValueError, match=r"call \.eval\(\) on both models$"):
+    with pytest.raises(ValueError, match=r"^dropout would be taken for an error: call \.eval\(\) on both models$"):
         error_report(lstm, quantize_lstm(lstm), x)
+    with pytest.raises(
+        ValueError, match=r"^there is nothing to compare: the float model returns tensors of \[\(0,\), \("
+    ):
+        error_report(Constant([], []).eval(), Constant([], []).eval(), x)
     with pytest.raises(ValueError, match=r"returns tensors of \[\(9, 4, 6\), .*, the quantized one of \[\(9, 4, 7\), "):
         error_report(lstm.eval(), quantize_lstm(nn.LSTM(5, 7)), x)

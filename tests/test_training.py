@@ -303,7 +303,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_text("weights")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         Training().fit(1, checkpoint=path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"^there is no file '.*none\.pt'$"):
         load_checkpoint(tmp_path / "none.pt")
 
 
