@@ -995,7 +995,7 @@ REASONS = {
         x(),
         {"lengths": LENGTHS},
     ),
-    "padding in the input of lstm, (4, 14, 10)": lambda: (
+    "padding in the input of wider, (4, 21, 10)": lambda: (
         Net(
             lambda m, x: (
                 final(m, x.repeat_interleave(2, 1)) + m.wide(m.wider(x.repeat_interleave(3, 1))[1][0][-1])[:, :3]
