@@ -74,7 +74,8 @@ def test_what_stands_behind_the_last_frame_is_not_looked_at():
 def test_a_label_that_is_no_class_is_found(label):
     """The loss reads outside its tensor then, and says nothing."""
     (finding,) = call(targets=torch.tensor([[1, 2], [1, label]])).findings
-    assert finding.seen == f"the target of sample 1 contains {label}, and the classes are 0 to 3"
+    seen = f"the target of sample 1 contains {label}, and the classes are 0 to 3"
+    assert (finding.pitfall, finding.seen) == ("P22", seen)
 
 
 def test_half_precision_is_no_fault():
@@ -114,7 +115,7 @@ def test_where_the_blank_is_another_class_0_is_a_label():
 def test_a_blank_among_the_labels_is_found(blank):
     targets = torch.tensor([[1, 2], [1, blank]])
     (finding,) = call(targets=targets, blank=blank).findings
-    assert finding.seen == f"the target of sample 1 contains {blank}, the blank"
+    assert (finding.pitfall, finding.seen) == ("P22", f"the target of sample 1 contains {blank}, the blank")
 
 
 def test_padding_of_a_target_is_no_blank():

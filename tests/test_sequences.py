@@ -401,6 +401,13 @@ def epochs_of(lengths, number):
     return [list(sampler) for _ in range(number)]
 
 
+def test_buckets_are_those_of_the_first_seed_and_of_fifty_batches_if_nothing_is_said():
+    lengths = torch.randint(1, 1000, (500,), generator=torch.Generator().manual_seed(0))
+    expected = list(LengthBucketSampler(lengths, 4, batches_per_pool=50, drop_last=False, seed=0))
+    assert list(LengthBucketSampler(lengths, 4)) == expected
+    assert list(LengthBucketSampler(lengths, 4, batches_per_pool=51)) != expected
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later: the process has threads
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
