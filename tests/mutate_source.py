@@ -220,10 +220,11 @@ def problems(report: dict[str, Any], justified: dict[str, list[dict[str, Any]]])
             if not reasons:
                 lines.append(f"{module}: survives, and nothing says why: {one}")
     for module, groups in justified.items():
-        if module not in (*report, "every"):
-            lines.append(f"{module}: justified, and was not run")
+        if module not in (*modules(), "every"):
+            lines.append(f"{module}: justified, and is no module")
         lines += [f"{module}: justified without a reason: {group}" for group in groups if not group["why"].strip()]
-    every = {name for module in justified for name, _ in explains(justified, module)}
+    # What is said of a module that was never run stands until it is.
+    every = {name for module in report for name, _ in explains(justified, module)}
     return lines + [f"{module}: justified, and does not survive: {what}" for module, what in sorted(every - used)]
 
 

@@ -87,6 +87,11 @@ def report():
     return {"spec": fared}
 
 
+def test_what_is_said_of_a_module_that_was_never_run_stands(report):
+    known = {"spec": [{"why": "they are never equal", "changes": [KNOWN]}]}
+    assert mutate_source.problems(report, known | {"files": [{"why": "x", "changes": ["f: a ⇒ b"]}]}) == []
+
+
 @pytest.mark.parametrize("module", ["spec", "every"])
 @pytest.mark.parametrize("what", [{"changes": [KNOWN]}, {"patterns": ["<.*⇒.*<=", "⇒ a <= b$"]}])
 def test_a_survivor_that_is_justified_is_no_problem(report, module, what):
@@ -107,7 +112,7 @@ def test_a_survivor_that_is_justified_is_no_problem(report, module, what):
             {"spec": [{"why": "x", "changes": [KNOWN]}]},
             "80.0% of its mutants are noticed, and 90% must",
         ),
-        ({}, {"files": [{"why": "x", "changes": ["f: a ⇒ b"]}]}, "files: justified, and was not run"),
+        ({}, {"sepc": [{"why": "x", "changes": [KNOWN]}]}, "sepc: justified, and is no module"),
     ],
 )
 def test_a_survivor_that_nothing_explains_is_noticed(report, fared, justified, problem):
