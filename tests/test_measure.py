@@ -238,7 +238,7 @@ def test_a_round_lasts_about_as_long_as_asked():
         compare_times({"call": call}, rounds=3, min_seconds=min_seconds)
         return len(calls)
 
-    assert count(0.02) > 2 * count(0)
+    assert count(0.1) > 2 * count(0)  # ten times as many, on a machine that does nothing else
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
