@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -162,7 +162,7 @@ def _check_bias(spec: LSTMSpec, forget_bias: float | str, max_lag: float | None,
     if isinstance(forget_bias, str):
         if forget_bias != "chrono":
             raise ValueError(f"forget_bias must be a number or 'chrono', got {forget_bias!r}")
-        if max_lag is None or not _is_number(max_lag) or not 2 <= max_lag <= 2**63:  # what is drawn with has to fit
+        if not _is_number(max_lag) or not 2 <= max_lag <= 2**63:  # what is drawn with has to fit
             raise ValueError(f"forget_bias='chrono' needs max_lag, a number of steps of at least 2, got {max_lag!r}")
     elif not _is_number(forget_bias):
         raise ValueError(f"forget_bias must be a finite number or 'chrono', got {forget_bias!r}")
@@ -177,7 +177,7 @@ def _check_bias(spec: LSTMSpec, forget_bias: float | str, max_lag: float | None,
         )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: float | None) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     return isinstance(value, numbers.Rational) or math.isfinite(value)  # an int may be too large for a float
