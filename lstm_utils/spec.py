@@ -144,8 +144,8 @@ class LSTMSpec:
         Raises:
             ValueError: ``seq_len`` is no integer of at least 1, or ``batch_size`` none of at least 0.
         """
-        sizes = [("seq_len", seq_len, 1)] + ([] if batch_size is None else [("batch_size", batch_size, 0)])
-        for name, value, least in sizes:
+        rows = 0 if batch_size is None else batch_size
+        for name, value, least in (("seq_len", seq_len, 1), ("batch_size", rows, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if batch_size is None:

@@ -193,17 +193,28 @@ def test_a_ratio_needs_as_many_rounds_of_both():
         Timings({"a": (1.0, 2.0, 3.0), "b": (1.0, 2.0)}, num_threads=1).ratio("a", "b")
 
 
-@pytest.mark.parametrize(("mean", "calls"), [(0.004, 5), (1.0, 1)])
-def test_nine_rounds_of_a_fiftieth_second_on_one_thread_are_the_default(monkeypatch, mean, calls):
-    numbers, threads = [], []
+@pytest.fixture
+def numbers(monkeypatch):
+    """How many calls were timed together, each time; a call takes 4 ms."""
+    found = []
 
     def timer(*_, num_threads, **__):
-        threads.append(num_threads)
-        return SimpleNamespace(timeit=lambda number: numbers.append(number) or SimpleNamespace(mean=mean))
+        assert num_threads == 1
+        return SimpleNamespace(timeit=lambda number: found.append(number) or SimpleNamespace(mean=0.004))
 
     monkeypatch.setattr(measure, "Timer", timer)
-    assert compare_times({"call": list}) == Timings({"call": (mean,) * 9}, num_threads=1)
-    assert (numbers, threads) == ([1, *[calls] * 9], [1])
+    return found
+
+
+def test_nine_rounds_of_a_fiftieth_second_on_one_thread_are_the_default(numbers):
+    assert compare_times({"call": list}) == Timings({"call": (0.004,) * 9}, num_threads=1)
+    assert numbers == [1, *[5] * 9]
+
+
+@pytest.mark.parametrize(("min_seconds", "calls"), [(0, 1), (0.001, 1), (0.008, 2), (0.1, 25)])
+def test_a_round_lasts_as_long_as_asked(numbers, min_seconds, calls):
+    compare_times({"call": list}, rounds=3, min_seconds=min_seconds)
+    assert numbers == [1, calls, calls, calls]
 
 
 def test_a_deliberately_slower_call_is_slower():
@@ -224,21 +235,6 @@ def test_candidates_take_turns():
     turns = "".join(name for name, _ in itertools.groupby(order))
     assert turns == "abc" * 5  # one to find out how often to repeat a call, then four rounds
     assert {name: len(seconds) for name, seconds in timings.seconds.items()} == {"a": 4, "b": 4, "c": 4}
-
-
-def test_a_round_lasts_about_as_long_as_asked():
-    calls = []
-
-    def call():
-        calls.append(None)
-        time.sleep(0.001)
-
-    def count(min_seconds):
-        calls.clear()
-        compare_times({"call": call}, rounds=3, min_seconds=min_seconds)
-        return len(calls)
-
-    assert count(0.1) > 2 * count(0)  # ten times as many, on a machine that does nothing else
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -338,6 +334,13 @@ def test_the_fresh_process_is_told_what_was_asked(monkeypatch):
         {"call": "step()", "setup": "", "device": "cpu", "num_threads": 1},
         {"call": "step()", "setup": "import model", "device": "cuda:1", "num_threads": 3},
     ]
+
+
+@pytest.mark.parametrize(("stderr", "said"), [("", "it said nothing"), ("a warning\nan error\n", "an error")])
+def test_a_fresh_process_that_fails_is_quoted(monkeypatch, stderr, said):
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=3, stderr=stderr))
+    with pytest.raises(RuntimeError, match=f"^the fresh process failed with exit status 3: {said}$"):
+        peak_memory("step()")
 
 
 @pytest.mark.parametrize(

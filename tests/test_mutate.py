@@ -1,5 +1,6 @@
 """That `make mutate` would see a promise that nobody keeps, in the book and in the source."""
 
+import json
 import subprocess
 import sys
 
@@ -118,6 +119,25 @@ def test_a_survivor_that_is_justified_is_no_problem(report, module, what):
 def test_a_survivor_that_nothing_explains_is_noticed(report, fared, justified, problem):
     found = mutate_source.problems({"spec": report["spec"] | fared}, justified)
     assert any(problem in line for line in found)
+
+
+MUTANTS = """
+def f(n: int) -> str:
+    return n + 1
+def x_f__mutmut_orig(n: int) -> str:
+    return n + 1
+def x_f__mutmut_1(n: int) -> str:
+    return n + 2
+def x_f__mutmut_2(n: int) -> str:
+    return n.missing
+"""
+
+
+def test_mypy_notices_a_mutant_where_it_says_what_it_does_not_say_of_the_unchanged_function(tmp_path):
+    (tmp_path / "one.py").write_text(MUTANTS, encoding="utf-8")
+    command = [sys.executable, "-c", mutate_source.TYPES, "mypy", "--output=json", "--cache-dir=cache", "one.py"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [json.loads(line)["message"].split()[-1] for line in said] == ['"missing"']
 
 
 def test_the_tests_of_every_module_exist():
