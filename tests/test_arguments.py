@@ -77,6 +77,12 @@ def test_lengths_of_any_integers_are_taken_as_int64(dtype):
         assert (found.tolist(), found.dtype) == (lengths, torch.int64)
 
 
+def test_lengths_in_a_tensor_stay_on_its_device():
+    lengths = torch.tensor([2, 1])
+    with torch.device("meta"):
+        assert integers(lengths).device == lengths.device
+
+
 @pytest.mark.parametrize(
     ("lengths", "error", "message"),
     [

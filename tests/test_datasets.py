@@ -116,9 +116,9 @@ def test_the_split_never_moves():
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def weather():
-    return load_weather()
+    return load_weather()  # in each test, or make mutate would ask only the first of them about it
 
 
 def weather_at(weather, hour, channel):

@@ -1,11 +1,15 @@
 """Files are written whole or not at all."""
 
+import os
+import platform
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from lstm_utils import files
 from lstm_utils.files import whole_file, write_whole
 
 
@@ -55,3 +59,27 @@ def test_a_killed_process_leaves_the_earlier_file(tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere' does not exist; create it, or name another"):
         write_whole(tmp_path / "nowhere" / "a.txt", "x")
+
+
+@pytest.fixture
+def living():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.communicate(b"\n")
+
+
+@pytest.mark.parametrize(("system", "taken_away"), [("posix", True), ("nt", False)])
+def test_what_a_dead_process_left_is_taken_away_where_one_can_ask_for_it(
+    living, tmp_path, monkeypatch, system, taken_away
+):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = {
+        writer: tmp_path / f".a.{platform.node()}.{writer}.txt" for writer in (dead.pid, living.pid, 10**30, "notes")
+    }
+    for path in left.values():
+        path.touch()
+    monkeypatch.setattr(files, "os", SimpleNamespace(name=system, kill=os.kill, getpid=os.getpid))
+    write_whole(tmp_path / "a.txt", "x")
+    assert {writer for writer, path in left.items() if not path.exists()} == ({dead.pid} if taken_away else set())
+    assert living.poll() is None

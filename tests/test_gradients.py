@@ -296,6 +296,14 @@ def test_a_threshold_may_be_any_positive_number(threshold):
     assert norm_of(model) <= float(threshold) * 1.001
 
 
+@pytest.mark.parametrize("value", [2**1024, 10**320])
+def test_a_threshold_beyond_every_float_is_refused_and_the_largest_power_of_two_taken(value):
+    with pytest.raises(ValueError, match=f"^max_norm must fit into a float, got {value}; math.inf logs alone$"):
+        GradientClipper(tagger(), value)
+    for taken in (3000, 2**1023):
+        assert GradientClipper(tagger(), taken).max_norm == {"": taken}
+
+
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, True, "1", None])
 def test_a_threshold_that_is_not_positive_is_refused(value):
     for max_norm, argument in ((value, "max_norm"), ({"lstm": value, "readout": 1}, r"max_norm\['lstm'\]")):
