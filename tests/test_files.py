@@ -66,6 +66,7 @@ def living():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process
         process.communicate(b"\n")
+    assert process.returncode == 0, "nobody but the fixture may end it"
 
 
 @pytest.mark.parametrize(("system", "taken_away"), [("posix", True), ("nt", False)])
@@ -82,4 +83,3 @@ def test_what_a_dead_process_left_is_taken_away_where_one_can_ask_for_it(
     monkeypatch.setattr(files, "os", SimpleNamespace(name=system, kill=os.kill, getpid=os.getpid))
     write_whole(tmp_path / "a.txt", "x")
     assert {writer for writer, path in left.items() if not path.exists()} == ({dead.pid} if taken_away else set())
-    assert living.poll() is None
