@@ -282,7 +282,7 @@ REFUSED = {  # on a float64 LSTM(3, 4, num_layers=2, proj_size=1): input, hx, er
     "4-D input": (x(1, 5, 2, 3), None, ValueError, r"3-D input, got shape \(1, 5, 2, 3\)", True),
     "dtype": (x(5, 2, 3, dtype=torch.float32), None, ValueError, DTYPE, True),
     "dtype, packed": (packed(True, dtype=torch.float32), None, ValueError, DTYPE, False),
-    "width": (x(5, 2, 2), None, RuntimeError, WIDTH, True),
+    "width": (x(5, 7, 2), None, RuntimeError, WIDTH, True),
     "width, unbatched": (x(5, 2), None, RuntimeError, WIDTH, True),
     "width, packed": (packed(False, width=2), None, RuntimeError, WIDTH, True),
     "no steps": (x(0, 2, 3), None, RuntimeError, EMPTY, True),
@@ -372,6 +372,11 @@ def test_arguments_are_refused_as_by_the_spec(arguments, error, message):
 def test_a_batch_of_no_rows_is_computed_as_by_torch():
     for output, (h_n, c_n) in (module(x(5, 0, 3)) for module in pair(LSTMSpec(3, 4, num_layers=2, proj_size=1))):
         assert [tuple(tensor.shape) for tensor in (output, h_n, c_n)] == [(5, 0, 1), (2, 0, 1), (2, 0, 4)]
+
+
+def test_two_sizes_are_enough_and_mean_what_they_mean_to_torch():
+    original = nn.LSTM(3, 4)
+    assert ReferenceLSTM(3, 4).spec.as_dict() == {name: getattr(original, name) for name in LSTMSpec(3, 4).as_dict()}
 
 
 def test_it_says_what_it_is_as_torch_does():
