@@ -115,9 +115,9 @@ def test_a_process_that_fails_is_reported(monkeypatch):
     monkeypatch.setattr(speech.sys, "executable", "/bin/false")
     with pytest.raises(SynthesizerError, match="the synthesizing process failed"):
         load_speech(2)
-    failed = SimpleNamespace(returncode=1, stderr=b"Traceback\n" + b" of a line\n" * 99 + b"the reason\n")
+    failed = SimpleNamespace(returncode=1, stderr=b"Traceback\n" + b" of a line\n" * 999 + b"the reason\n")
     monkeypatch.setattr(speech.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(SynthesizerError, match=r"^the synthesizing process failed: (?!Trace)(.|\n)*\nthe reason$"):
+    with pytest.raises(SynthesizerError, match=r"^the synthesizing process failed: (.|\n){,600}\nthe reason$"):
         load_speech(2)  # the end of a long traceback says why
 
 
