@@ -74,6 +74,11 @@ def test_a_readout_in_the_segments_is_one_of_the_output(data, call):
     torch.testing.assert_close(gradients(inside=True), gradients(inside=False))
 
 
+def test_time_is_cut_where_the_rows_come_first():
+    lstm, x = nn.LSTM(2, 3, batch_first=True), torch.randn(2, 5, 2)
+    torch.testing.assert_close(checkpointed_lstm(lstm, x, segments=5), lstm(x))
+
+
 def test_about_root_t_segments_are_the_default():
     lstm, seen = nn.LSTM(2, 3), []
     lstm.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
@@ -234,6 +239,11 @@ def test_windows_carry_the_state_and_join_to_the_plain_output(call, length):
         assert set(reached) <= set(steps[chunk.steps])
 
 
+@pytest.mark.parametrize(("length", "steps"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (2**70, [3])])
+def test_a_window_has_as_many_steps_as_were_asked_for(length, steps):
+    assert [len(chunk.output) for chunk in truncated_bptt(nn.LSTM(2, 3), torch.randn(3, 1, 2), length)] == steps
+
+
 def test_a_window_of_t_steps_has_the_whole_gradient_that_of_the_states_included():
     lstm, x, hx = nn.LSTM(2, 3), torch.randn(5, 2, 2), tuple(torch.randn(2, 1, 2, 3, requires_grad=True).unbind())
     leaves = [*lstm.parameters(), *hx]
@@ -299,6 +309,11 @@ def test_what_cannot_be_cut_is_refused(arguments, x, how, message):
         checkpointed_lstm(nn.LSTM(2, 3, **arguments), x, **how)
 
 
+def test_what_is_no_input_is_refused():
+    with pytest.raises(TypeError, match=r"^x must be a tensor or a PackedSequence, got \[1\] of type list$"):
+        checkpointed_lstm(nn.LSTM(2, 3), [1])
+
+
 @pytest.mark.parametrize("function", [checkpointed_lstm, lambda lstm, x: truncated_bptt(lstm, x, 2)])
 def test_another_module_is_refused(function):
     with pytest.raises(TypeError, match=r"^expected an nn\.LSTM, .* got GRU$"):
@@ -324,3 +339,9 @@ def test_another_module_is_refused(function):
 def test_what_cannot_be_truncated_is_refused_before_the_first_window(arguments, x, length, error, message):
     with pytest.raises(error, match=message):
         truncated_bptt(nn.LSTM(2, 3, **arguments), x, length)
+
+
+def test_states_of_two_layers_are_refused_before_the_first_window():
+    states = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)
+    with pytest.raises(ValueError, match=r"h_0 must have shape \(1, 2, 3\).* got \(2, 2, 3\)"):
+        truncated_bptt(nn.LSTM(2, 3), PADDED, 2, states)

@@ -290,13 +290,13 @@ def test_by_default_it_is_built_as_nn_lstm_and_adds():
 @pytest.mark.parametrize(
     "stack",
     [
-        ResidualLSTM(3, 2, 2, norm="post", device="meta", dtype=torch.float16),  # two features can be normalized
-        ResidualLSTM.from_lstm(nn.LSTM(3, 2, 2, device="meta", dtype=torch.float16), norm="pre"),
+        lambda: ResidualLSTM(3, 2, 2, norm="post", device="meta", dtype=torch.float16),  # two can be normalized
+        lambda: ResidualLSTM.from_lstm(nn.LSTM(3, 2, 2, device="meta", dtype=torch.float16), norm="pre"),
     ],
     ids=["asked for", "that of an LSTM"],
 )
 def test_every_parameter_is_on_one_device_and_of_one_dtype(stack):
-    assert {(p.device.type, p.dtype) for p in stack.parameters()} == {("meta", torch.float16)}
+    assert {(p.device.type, p.dtype) for p in stack().parameters()} == {("meta", torch.float16)}
 
 
 def test_weights_device_and_mode_come_from_the_lstm():

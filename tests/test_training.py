@@ -273,8 +273,12 @@ def test_a_damaged_checkpoint_is_refused_wherever_it_is_damaged(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"a\.pt is damaged.*delete it to begin anew"):
             Training().fit(2, checkpoint=path)
-    rng = random.Random(0)
     state = load_bytes(whole, path)
+    at = whole.index(next(iter(state["model"].values())).numpy().tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(CheckpointError, match=r"a\.pt is damaged in [^ ]+/data/\d+; delete it to begin anew$"):
+        load_checkpoint(path)
+    rng = random.Random(0)
     for _ in range(100):  # one flipped bit: refused, or it lies where nothing is stored
         at = rng.randrange(len(whole))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
@@ -361,6 +365,14 @@ def test_what_cannot_be_trained_is_refused():
     training = Training()
     training.loss_of = lambda batch: training.predict(batch[0]).mean() * math.inf
     with pytest.raises(NonFiniteGradientError):
+        training.fit(1)
+
+
+@pytest.mark.parametrize("name", ["loss_of", "validate"])
+def test_what_cannot_be_called_is_refused_by_name(name):
+    training = Training()
+    setattr(training, name, 0.5)
+    with pytest.raises(TypeError, match=rf"^{name} must be a function to call, got 0\.5 of type float$"):
         training.fit(1)
 
 
