@@ -64,10 +64,19 @@ use_git_change_detection = false
 type_check_command = {types}
 """
 # In the folder of a run: what noticed a mutant before is asked first, and nobody needs the simplest example.
+# While mutmut notes who calls what, a process that a test starts in another folder would look there for its settings.
 SOONER = """
+import os, subprocess
 from collections import Counter
 from pathlib import Path
 from hypothesis import Phase, settings
+begin = subprocess.Popen.__init__
+def begin_unnoted(self, *args, env=None, **named):
+    env = dict(os.environ if env is None else env)
+    if env.get("MUTANT_UNDER_TEST") == "stats":
+        del env["MUTANT_UNDER_TEST"]
+    begin(self, *args, env=env, **named)
+subprocess.Popen.__init__ = begin_unnoted
 settings.register_profile("sooner", phases=[Phase.explicit, Phase.generate])
 settings.load_profile("sooner")
 noticed = Path(__file__).with_name("noticed")

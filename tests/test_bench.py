@@ -20,7 +20,7 @@ from torch import nn
 from lstm_utils import alternatives, bench, reference, truncated_bptt
 from lstm_utils.alternatives import CASES, Case, close, close_to_int8, error_between, peak_of
 from lstm_utils.bench import HEAD, Comparison, DisagreementError, Report, compare, load_report, main, run, word_of
-from lstm_utils.measure import Ratio, hardware
+from lstm_utils.measure import Ratio, compare_times, hardware
 from lstm_utils.spec import LSTMSpec
 
 # Agreement -------------------------------------------------------------------------------------------------------
@@ -145,6 +145,14 @@ def test_what_disagrees_is_never_timed():
     assert calls == ["ours", "instead"]
 
 
+@pytest.mark.parametrize(("how", "rounds", "seconds"), [({}, 7, 0.02), ({"quick": True}, 3, 0.005)])
+def test_it_is_timed_for_longer_unless_it_is_to_be_quick(monkeypatch, how, rounds, seconds):
+    asked = []
+    monkeypatch.setattr(bench, "compare_times", lambda calls, *how: asked.append(how) or compare_times(calls, 3, 0))
+    compare(case(), **how)
+    assert asked == [(rounds, seconds)]
+
+
 def test_time_is_compared_in_both_directions():
     def slow():
         return sum(range(20_000)) and 4
@@ -226,6 +234,14 @@ def test_a_report_comes_back_as_it_was_saved(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_saved_report_can_be_read_by_people(tmp_path):
+    report(ROW | {"name": "Größe"}).save(path := tmp_path / "bench.json")
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith('{\n "schema": 1,\n')
+    assert text.endswith("\n}\n")
+    assert '"name": "Größe"' in text
+
+
 def test_a_disk_that_is_full_leaves_the_last_report(tmp_path, monkeypatch):
     report().save(path := tmp_path / "bench.json")
     before = path.read_bytes()
@@ -243,7 +259,7 @@ def test_a_disk_that_is_full_leaves_the_last_report(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"schema": 2}, "schema 2 instead of 1"),
-        ({"comparisons": []}, "it compares nothing"),
+        ({"comparisons": []}, "ValueError: it compares nothing$"),
         ({"comparisons": 3}, "TypeError"),
         ({"comparisons": [ROW | {"extra": 1}]}, "extra"),
         ({"comparisons": [{k: v for k, v in ROW.items() if k != "low"}]}, "low"),
@@ -346,6 +362,26 @@ def test_the_command_prints_the_table_and_writes_the_report(tmp_path, capsys):
     assert printed.out == f"{load_report(path).hardware}\n\n{load_report(path)}\n\nwritten to {path}\n"
 
 
+def test_by_default_nothing_is_quick_and_the_seed_is_zero(monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, "CASES", (lambda quick: seen.append((quick, torch.initial_seed())) or [case()],))
+    monkeypatch.setattr(bench, "compare", lambda one, quick: seen.append(quick) or compare(one, True))
+    for how in ([], ["--seed", "7"], ["--quick"]):
+        assert main(how) == 0
+    run()
+    assert seen == [(False, 0), False, (False, 7), False, (True, 0), True, (False, 0), False]
+
+
+@pytest.mark.usefixtures("given")
+def test_what_cannot_be_written_is_printed_all_the_same(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bench, "write_whole", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        assert main(["--quick", "--output", str(tmp_path / "bench.json")]) == 2
+    printed = capsys.readouterr()
+    assert HEAD[0] in printed.out
+    assert printed.err == "error: the disk is full\n"
+
+
 @pytest.mark.usefixtures("given")
 def test_without_a_path_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -382,6 +418,21 @@ def test_a_malformed_command_line_ends_with_status_2(argv, capsys):
         main(argv)
     assert caught.value.code == 2
     assert "usage: python -m lstm_utils.bench" in capsys.readouterr().err
+
+
+def test_the_help_says_what_there_is(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert (
+        capsys.readouterr().out.split()
+        == (
+            f"usage: python -m lstm_utils.bench [-h] [--quick] [--seed SEED] [--output PATH] {bench.__doc__} options: "
+            "-h, --help show this help message and exit --quick smaller, with fewer rounds; not for conclusions "
+            "--seed SEED of weights, data and the order of samples (default: 0) "
+            "--output PATH where to write the report as JSON"
+        ).split()
+    )
 
 
 def test_the_module_ends_with_the_status(monkeypatch, capsys):
