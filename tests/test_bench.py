@@ -3,10 +3,13 @@
 import io
 import json
 import math
+import re
 import runpy
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lstm_utils import alternatives, bench, reference, truncated_bptt
 from lstm_utils.alternatives import CASES, Case, close, close_to_int8, error_between, peak_of
@@ -129,6 +133,124 @@ def test_an_error_is_relative_to_the_largest_entry():
 def test_int8_is_near_and_not_equal(error, is_close, is_int8):
     pair = [torch.tensor([1 + error])], [torch.tensor([1.0])]
     assert (close(*pair), close_to_int8(*pair)) == (is_close, is_int8)
+
+
+# What is compared ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def seen_by_lstms():
+    """What every nn.LSTM is called with: T, N, I and H."""
+    seen = []
+
+    def note(module, arguments):
+        if type(module) is nn.LSTM:
+            x = arguments[0]
+            steps, rows = x.shape[:2] if isinstance(x, torch.Tensor) else (len(x[1]), int(x[1][0]))
+            if module.batch_first and isinstance(x, torch.Tensor):
+                steps, rows = rows, steps
+            seen.append({"T": steps, "N": rows, "I": module.input_size, "H": module.hidden_size})
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    "make", [alternatives.write_out_the_cell, alternatives.save_memory, alternatives.run_elsewhere]
+)
+def test_the_sizes_that_are_told_are_those_that_run(make):
+    total = 0
+    for one in make(True):
+        told = {name: int(size.replace(",", "")) for name, size in re.findall(r"\b([TNIH]) = ([\d,]+)", one.sizes)}
+        with seen_by_lstms() as seen:
+            one.calls[1]()
+        assert all(told.items() <= calls.items() for calls in seen), (one, seen)
+        total += len(seen)
+    assert total
+
+
+def test_both_orders_of_an_epoch_have_batches_of_the_same_size():
+    for one in alternatives.order_an_epoch(True):
+        for call in one.calls:
+            with seen_by_lstms() as seen:
+                call()
+            assert {(calls["N"], calls["I"], calls["H"]) for calls in seen} == {(32, 32, 128)}
+
+
+def test_an_epoch_adds_up_the_real_steps_and_counts_all_of_them():
+    lstm, sequences = nn.LSTM(2, 3, batch_first=True), [torch.randn(3, 2), torch.randn(1, 2), torch.randn(2, 2)]
+    expected = sum(lstm(one)[0].square().sum() for one in sequences).detach()
+    for packed in (False, True):
+        epoch = alternatives.run_epoch(lstm, sequences, [[1, 0], [2]], packed)
+        assert (epoch.seen, epoch.steps) == ([0, 1, 2], 2 * 3 + 2)
+        torch.testing.assert_close(epoch.sums[0], expected)
+
+
+def test_a_quick_run_is_a_small_one():
+    torch.manual_seed(0)
+    sizes = [one.sizes for make in CASES for one in make(True)]
+    assert list(dict.fromkeys(size.partition(" sequences")[0] for size in sizes)) == [
+        "75,776 parameters",
+        "249,856 parameters",
+        "1,000,004,000,000 parameters",
+        "1,000,004,000,000 parameters against 75,776",
+        "training step, T = 20, N = 16, I = 32, H = 128",
+        "64",
+        "training step, T = 256, N = 8, I = 16, H = 128",
+        "inference, T = 50, N = 1, I = H = 64",
+        "saved weights, I = H = 64",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("way", "used"), [("segments", ["checkpointed_lstm"]), ("whole call", ["checkpoint"]), ("plain", [])]
+)
+def test_every_way_to_save_memory_is_that_way(monkeypatch, way, used):
+    calls = []
+    for name in ("checkpointed_lstm", "checkpoint"):
+        plain = getattr(alternatives, name)
+        noted = lambda *given, name=name, plain=plain, **how: calls.append(name) or plain(*given, **how)  # noqa: E731
+        monkeypatch.setattr(alternatives, name, noted)
+    gradients = alternatives.long_step(way, *alternatives.long_sequence(4))
+    assert calls == used
+    assert gradients[0].shape == (4, 8, 1)
+
+
+def test_what_is_weighed_is_what_is_named(monkeypatch):
+    weighed = []
+    monkeypatch.setattr(alternatives, "peak_of", lambda *how: weighed.append(how))
+    for count in next(alternatives.save_memory(False)).nbytes:
+        count()
+    assert weighed == [("segments", 1024), ("whole call", 1024)]
+    *_, store = alternatives.run_elsewhere(True)
+    ours, instead = (count() for count in store.nbytes)
+    assert 2 * ours < instead
+    assert 4 * LSTMSpec(64, 64).num_parameters() < instead
+
+
+def test_elsewhere_is_one_thread_of_the_cpu_and_leaves_no_file(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    opened, runtime = [], alternatives.need("onnxruntime")
+
+    def open_session(path, options, providers):
+        opened.append((options.intra_op_num_threads, providers))
+        return runtime.InferenceSession(path, options, providers=providers)
+
+    # Its own alone: those that export and quantize open sessions too.
+    noting = SimpleNamespace(SessionOptions=runtime.SessionOptions, InferenceSession=open_session)
+    monkeypatch.setattr(alternatives, "need", lambda _: noting)
+    assert len(list(alternatives.run_elsewhere(True))) == 4
+    assert opened == [(1, ["CPUExecutionProvider"])] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_would_count_with_stays_silent(capsys):
+    for one in alternatives.count_parameters(True):
+        one.calls[1]()
+    assert capsys.readouterr().out == ""
 
 
 # One comparison --------------------------------------------------------------------------------------------------

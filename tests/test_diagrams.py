@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from lstm_utils import LSTMSpec
-from lstm_utils.diagrams import CELL, COLORS, MOST, draw_shapes, shape_letters
+from lstm_utils.diagrams import CELL, COLORS, MOST, PAGE, draw_shapes, shape_letters
 from lstm_utils.plotting import use_style
 
 PLAIN = LSTMSpec(5, 6)
@@ -136,6 +136,21 @@ def test_no_label_touches_another_or_leaves_the_page(spec, seq_len, batch_size):
     width, height = figure.canvas.get_width_height()
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes.values())
     assert figure.get_figwidth() == 7.6
+
+
+@pytest.mark.parametrize(("call", "fills"), [((LARGEST, 9, 4), True), ((BOTH, 9, 1), True), ((PLAIN, 2, 2), False)])
+def test_a_wide_drawing_fills_the_page_to_its_margins_and_a_small_one_has_large_sheets(call, fills):
+    (axis,) = drawn(*call).axes
+    left, right = axis.get_xlim()
+    inch = (right - left) / PAGE
+    last = max(patch.get_x() + patch.get_width() for patch in axis.patches if type(patch) is Rectangle)
+    assert -left / inch == pytest.approx(1.72)
+    if fills:
+        assert (right - last) / inch == pytest.approx(1.15)
+        assert 1 / inch < 0.3
+    else:
+        assert (right - last) / inch > 1.15
+        assert 1 / inch == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
