@@ -203,6 +203,10 @@ PLANTED = {
         Net(lambda m, x, n: m.lstm(pack_padded_sequence(x, n))[1][0][-1]),
         (x(), torch.tensor([7, 5, 3, 2])),
     ),
+    ("P10", "token ids, lengths first"): lambda: (
+        Net(lambda m, n, ids: m.lstm(pack_padded_sequence(nn.functional.one_hot(ids % I, I).float(), n))[1][0][-1]),
+        (torch.tensor([7, 5, 3, 2]), TOKENS),
+    ),
     ("P10", "fewer steps than samples"): lambda: (
         Net(lambda m, x, n: m.lstm(pack_padded_sequence(x, n, enforce_sorted=False))[1][0][-1]),
         (x(5, 3, I), torch.tensor([3, 2, 3, 1, 2])),
@@ -238,6 +242,10 @@ PLANTED = {
     ),
     ("P12", "told"): lambda: (Net(last), x(), {"lengths": LENGTHS + 2}),
     ("P12", "packed"): lambda: (Net(lambda m, x, n: m.readout(packed_output(m, x, n)[:, -1])), (x(), LENGTHS + 2)),
+    ("P12", "packed, one of them a single step"): lambda: (
+        Net(lambda m, x, n: m.readout(packed_output(m, x, n)[:, -1])),
+        (x(), torch.tensor([9, 1, 5, 2])),
+    ),
     ("P13", "told"): lambda: (Net(last), x(), {"lengths": LENGTHS - 2}),
     ("P13", "told and packed"): lambda: (
         Net(lambda m, x, n: m.readout(packed_output(m, x, n)[:, -1])),
@@ -546,6 +554,19 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
         BOTH,
         {},
     ),
+    "LSTM got one tensor (1, 4, 20) in place of the pair (h_0, c_0)": lambda: (
+        "P20",
+        nn.LSTM(I, H),
+        {"input": UNSORTED, "hx": torch.zeros(1, N, H)},
+        {},
+    ),
+    "RuntimeError: input.size(-1) must be equal to input_size. Expected 10, got 11": lambda: (
+        "P30",
+        nn.LSTM(I, H),
+        x(T, N, I + 1),
+        {},
+    ),
+    "LSTM has input_size=10, and its packed input is 11 wide": lambda: ("P30", nn.LSTM(I, H), PACKED_EQUAL, {}),
     # Of two classes the sum of exponentials may well be near 1, and it is 1 for a single number near 0.
     TURNED.format(2): lambda: ("P11", Net(lambda *a: time_first(*a)[..., :2] / 9), BOTH, {"lengths": LENGTHS}),
     TURNED.format(1): lambda: ("P11", Net(lambda *a: time_first(*a)[..., :1] / 1e4), BOTH, {"lengths": LENGTHS}),
@@ -867,6 +888,12 @@ UNRELATED = {
     "a slice too long": (Net(lambda _, x: x.narrow(1, 6, 2)), {}, "exceeds dimension size", "the module"),
     "lengths of another batch": (
         Net(lambda m, x: m.lstm(pack_padded_sequence(x, [3, 2], True))[0]),
+        {},
+        "Expected `len.lengths.` to be equal",
+        "the module",
+    ),
+    "as many lengths as features": (
+        Net(lambda m, x: m.lstm(pack_padded_sequence(x, [T] * I, True))[0]),
         {},
         "Expected `len.lengths.` to be equal",
         "the module",
