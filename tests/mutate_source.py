@@ -29,6 +29,7 @@ REPORT = ROOT / "results" / "mutation.json"
 SURVIVORS = ROOT / "tests" / "survivors.yml"
 WORK = ROOT / "_build" / "mutation"
 ENOUGH = 0.9
+LEFT_OUT = "not points_at_the_caller and not killed_sweep_goes_on and not workers_of_a_cluster"
 # Where the tests of a module do not have its name.
 TESTS = {
     "__main__": ["main"],
@@ -49,14 +50,15 @@ TESTS = {
     "torch_runtimes": ["runtimes"],
 }
 # The plugin for unraisable exceptions collects all garbage, which takes longer than most tests.
-# Every function is called by one of mutmut's own, so that a warning cannot point at the caller.
+# Every function is called by one of mutmut's own, so that a warning cannot point at the caller, and which is looked up
+# by the settings in the working folder, so that processes of other folders (LEFT_OUT) fail for want of them.
 # Fork only from a process that has never used torch's threads: its children would wait for them for ever.
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["lstm_utils"]
 only_mutate = ["lstm_utils/{module}.py"]
 also_copy = {copied}
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "-k", "not points_at_the_caller"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "-k", "{left_out}"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 timeout_multiplier = 30.0
@@ -159,7 +161,9 @@ def lay_out(folder: Path, module: str) -> None:
     copied = sorted({"conftest.py", *(name.split("/")[0] for name in names)} - {"tests", "pyproject.toml"})
     asked = ["mypy", "--output=json", "--no-warn-unused-ignores", f"--cache-dir={WORK / 'mypy'}", "lstm_utils"]
     given = {"copied": copied, "tests": tests_of(module), "types": [sys.executable, "-c", TYPES, *asked]}
-    settings = SETTINGS.format(module=module, **{name: json.dumps(value) for name, value in given.items()})
+    settings = SETTINGS.format(
+        module=module, left_out=LEFT_OUT, **{name: json.dumps(value) for name, value in given.items()}
+    )
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(settings)
 
