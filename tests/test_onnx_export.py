@@ -587,6 +587,24 @@ def test_int8_of_numbers_that_are_not_finite_is_an_error(tmp_path):
         quantize_onnx(source, tmp_path / "int8.onnx")
 
 
+def test_axes_that_are_missing_are_asked_for_by_an_example(path):
+    message = (
+        r'^dynamic needs the free axes of every input, such as \[\("N", "T"\), "lengths"\], and forward a name for each; '
+        r"got None for 2 inputs, of which forward names \['tokens', 'lengths'\]$"
+    )
+    with pytest.raises(ValueError, match=message):
+        export_onnx(Tagger(), (TOKENS, LENGTHS), path)
+
+
+def test_int8_takes_a_path_and_runs_on_the_cpu(monkeypatch, tmp_path):
+    with pytest.raises(TypeError, match=r"^source must be a path, got 3 of type int$"):
+        quantize_onnx(3, tmp_path / "int8.onnx")
+    opened = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, providers: opened.append(providers))
+    onnx_files.session(b"")
+    assert opened == [["CPUExecutionProvider"]]
+
+
 def test_int8_says_which_file_or_folder_is_missing(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing.onnx"):
         quantize_onnx(tmp_path / "nothing.onnx", tmp_path / "int8.onnx")
