@@ -589,8 +589,8 @@ def test_int8_of_numbers_that_are_not_finite_is_an_error(tmp_path):
 
 def test_axes_that_are_missing_are_asked_for_by_an_example(path):
     message = (
-        r'^dynamic needs the free axes of every input, such as \[\("N", "T"\), "lengths"\], and forward a name for each; '
-        r"got None for 2 inputs, of which forward names \['tokens', 'lengths'\]$"
+        r'^dynamic needs the free axes of every input, such as \[\("N", "T"\), "lengths"\], and forward a name '
+        r"for each; got None for 2 inputs, of which forward names \['tokens', 'lengths'\]$"
     )
     with pytest.raises(ValueError, match=message):
         export_onnx(Tagger(), (TOKENS, LENGTHS), path)
