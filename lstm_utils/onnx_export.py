@@ -143,7 +143,7 @@ def _refuse(model: nn.Module) -> None:
         raise ValueError(f"the model is on {min(devices)}, and is checked on the CPU; call model.cpu() first")
     types = {parameter.dtype for lstm in lstms for parameter in lstm.parameters()}
     if types := types - {torch.float32, torch.float16}:
-        found = ", ".join(map(str, types))
+        found = ", ".join(sorted(map(str, types)))
         raise ValueError(
             f"an nn.LSTM has weights of {found}, which ONNX Runtime's LSTM does not take; call model.float()"
         )

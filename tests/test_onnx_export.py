@@ -221,9 +221,27 @@ def test_the_model_the_random_numbers_and_the_terminal_stay_as_they_were(path, c
 # What is refused before anything is exported -------------------------------------------------------------------------
 
 BAD_MODELS = {
-    "training": (lambda: nn.LSTM(I, H), ValueError, "training mode.*call model.eval"),
-    "projection": (lambda: nn.LSTM(I, H, proj_size=2).eval(), ValueError, r"proj_size=2.*FoldedProjection\(lstm\)"),
-    "no lstm": (lambda: nn.GRU(I, H).eval(), TypeError, "no nn.LSTM in GRU"),
+    "training": (
+        lambda: nn.LSTM(I, H),
+        ValueError,
+        r"^the model is in training mode, and a file computes as in eval mode; call model\.eval\(\) first$",
+    ),
+    "projection": (
+        lambda: nn.LSTM(I, H, proj_size=2).eval(),
+        ValueError,
+        r"^an nn\.LSTM has proj_size=2, and ONNX's LSTM has no projection; put lstm_utils\.projection\."
+        r"FoldedProjection\(lstm\) in its place, which gives the same results$",
+    ),
+    "other types": (
+        lambda: nn.ModuleList([nn.LSTM(I, H).double(), nn.LSTM(I, H).bfloat16()]).eval(),
+        ValueError,
+        r"^an nn\.LSTM has weights of torch\.bfloat16, torch\.float64, which",
+    ),
+    "no lstm": (
+        lambda: nn.GRU(I, H).eval(),
+        TypeError,
+        "^there is no nn.LSTM in GRU; a loop over time written by hand would be unrolled, for one length$",
+    ),
     "float64": (lambda: nn.LSTM(I, H).double().eval(), ValueError, r"torch.float64.*call model.float\(\)"),
     "bfloat16": (lambda: nn.LSTM(I, H).bfloat16().eval(), ValueError, "torch.bfloat16"),
     "device": (lambda: nn.LSTM(I, H, device="meta").eval(), ValueError, r"on meta.*call model.cpu\(\)"),
@@ -250,6 +268,36 @@ def test_two_gigabytes_do_not_fit_in_one_file(path):
     model.register_buffer("large", torch.zeros(1).expand(2**29))
     with pytest.raises(ValueError, match=r"take 2,147,\d+,\d+ bytes, and one ONNX file holds fewer than 2,147,483,648"):
         export_onnx(model, torch.randint(9, (3, 5)), path)
+
+
+def test_two_gigabytes_exactly_are_too_many(path):
+    model = nn.LSTM(I, H).eval()
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    model.register_buffer("large", torch.zeros(1, dtype=torch.int8).expand(2**31 - held))
+    with pytest.raises(ValueError, match=r"^the weights take 2,147,483,648 bytes, and one ONNX file holds fewer"):
+        export_onnx(model, example(), path)
+
+
+def test_a_folder_and_names_that_are_none_are_quoted(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"^'{tmp_path}' is a folder; name a file in it$"):
+        export_onnx(nn.LSTM(I, H).eval(), example(), tmp_path)
+    with pytest.raises(TypeError, match=r"^output_names\[1\] must be a name, got 3 of type int$"):
+        export_onnx(nn.LSTM(I, H).eval(), example(), tmp_path / "a.onnx", output_names=["output", 3, "c_n"])
+
+
+def test_what_the_exporter_says_first_is_passed_on(path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no such operator\nand much more\nof it")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(RuntimeError, match=r"^torch\.onnx\.export failed, ValueError: no such operator$"):
+        export_onnx(nn.LSTM(I, H).eval(), example(), path)
+
+
+def test_a_number_of_layers_that_follows_the_length_is_refused(path):
+    model = Returns(lambda lstm, x: lstm(x)[0] + lstm(x)[0] if len(x) == T else lstm(x)[0])
+    with pytest.raises(ValueError, match=r"^how many LSTM layers run depends on the sizes \(2 at .*; 1 at .*\), and a"):
+        export_onnx(model, example(), path)
 
 
 def test_a_missing_folder_and_a_missing_package_are_said_first(path, monkeypatch):
@@ -415,7 +463,9 @@ def test_a_layer_that_is_not_used_is_found(path):
         lstm(x)
         return x + 1
 
-    with pytest.raises(RuntimeError, match="0 LSTM nodes, and 1 layers ran; a layer whose result is not used"):
+    with pytest.raises(
+        RuntimeError, match=r"^the file has 0 LSTM nodes, and 1 layers ran; a layer whose result is not used"
+    ):
         export_onnx(Returns(forward), example(), path)
 
 
