@@ -309,6 +309,46 @@ def kernels():
     return [int(re.search(r"kernel of (\d+)\\n", text).group(1)) for text in texts]
 
 
+def test_the_options_are_those_that_the_help_tells(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert vars(module._parser().parse_args([])) == {
+        "device": ["auto"],
+        "threads": [1, 0],
+        "hidden_sizes": [64, 256, 1024],
+        "quick": False,
+        "backend": "loky",
+        "scheduler": None,
+        "jobs": 1,
+        "folder": Path("_build/sweep"),
+        "results": None,
+        "notebook": Path("notebooks/14_deployment_benchmark.ipynb"),
+    }
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    usage, _, options = said.partition("\n\n")
+    assert usage.startswith(
+        "usage: python -m lstm_utils.sweep [-h] [--device DEVICE [DEVICE ...]] [--threads N [N ...]]"
+    )
+    assert module.__doc__ in options
+    helps = [
+        "--device DEVICE [DEVICE ...] auto (CUDA, then MPS, then the CPU), cpu, cuda, mps; or several",
+        "--threads N [N ...] 0 for all cores (default: 1 0)",
+        "--hidden-sizes H [H ...] default: 64 256 1024",
+        "--quick a short run, to try it out: its report stays in the folder",
+        "--backend {loky,dask} loky: this machine (default); dask: a cluster",
+        "--scheduler ADDRESS of the Dask scheduler, such as tcp://10.0.0.1:8786",
+        "--jobs N cells at once on a machine (default: 1); side by side they disturb each other: the report stays in "
+        "the folder",
+        "--folder FOLDER keeps what is finished (default: _build/sweep)",
+        "--results FOLDER for the report (default: results/hardware)",
+        "--notebook NOTEBOOK what runs (default: notebooks/14_deployment_benchmark.ipynb)",
+    ]
+    *_, told = options.partition("show this help message and exit\n")
+    last = "Exit status: 0 with a report, 1 where a cell failed, 2 where nothing could be run."
+    assert " ".join(told.split()) == " ".join([*helps, last])
+
+
 def test_the_module_ends_with_the_status(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep", "--device", "tpu", "--notebook", __file__])
     with pytest.raises(SystemExit) as ended:
