@@ -914,6 +914,12 @@ def test_another_error_is_taken_for_no_pitfall(name):
     assert note in caught.value.__notes__[0]
 
 
+def test_lengths_of_what_the_module_has_itself_are_not_explained():
+    model = Net(lambda m, lengths: m.lstm(pack_padded_sequence(x(), lengths))[0])
+    with pytest.raises(RuntimeError, match=r"Expected `len.lengths.` to be equal"):
+        diagnose(model, torch.tensor([7, 5, 3, 2]))
+
+
 class Subclass(nn.LSTM):
     def forward(self, x):
         return super().forward(x)[0]
