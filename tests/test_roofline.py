@@ -117,7 +117,35 @@ def test_the_best_product_counts_in_bfloat16_too_where_the_hardware_has_it(there
     products = [(tensors["a"].dtype, len(tensors["a"]), *how) for _, tensors, *how in timed if "c" in tensors]
     dtypes = [torch.float32, *[torch.bfloat16] * there]
     assert products == [(dtype, size, 3, 7) for dtype in dtypes for size in sizes]
-    assert {tensor.device.type for _, tensors, *_ in timed for tensor in tensors.values()} == {device}
+    held = [value for _, names, *_ in timed for value in names.values() if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in held} == {device}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_on_a_cpu_the_product_of_onednn_counts_where_it_is_the_faster_one(there, monkeypatch):
+    tried = []
+
+    def best(statement, names, *how):
+        tried.append((statement, names.get("x", names.get("a")).is_mkldnn, *how))
+        return 0.25 if "x" in names else 0.5
+
+    monkeypatch.setattr(roofline, "_best", best)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: there)
+    cpu = torch.device("cpu")
+    assert roofline._gemm(cpu, 4, "float32", 3, 7) == 2 * 4**3 / (0.25 if there else 0.5)
+    assert roofline._gemm(cpu, 4, "bfloat16", 3, 7) == 2 * 4**3 / 0.5  # torch.mm is oneDNN's there
+    mm = ("torch.mm(a, b, out=c)", False, 3, 7)
+    assert tried == [mm, *[("linear(x, w)", True, 3, 7)] * there, mm]
+
+
+def test_the_product_of_onednn_is_the_same_product():
+    names = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(roofline, "_best", lambda _, given, *__: names.update(given) or 1.0)
+        roofline._gemm(torch.device("cpu"), 4, "float32", 1, 1)
+    if "linear" in names:
+        found = names["linear"](names["x"], names["w"]).to_dense()
+        torch.testing.assert_close(found, names["a"] @ names["b"].T)
 
 
 def test_memory_takes_fewer_rounds_than_a_cache_and_a_small_array_more_passes(timed):
