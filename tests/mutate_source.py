@@ -29,6 +29,8 @@ REPORT = ROOT / "results" / "mutation.json"
 SURVIVORS = ROOT / "tests" / "survivors.yml"
 WORK = ROOT / "_build" / "mutation"
 ENOUGH = 0.9
+# Every function is called by one of mutmut's own: a warning cannot point at the caller then, and a process that a test
+# starts in another folder looks there for mutmut's settings, in vain.
 LEFT_OUT = "not points_at_the_caller and not killed_sweep_goes_on and not workers_of_a_cluster"
 # Where the tests of a module do not have its name.
 TESTS = {
@@ -50,8 +52,6 @@ TESTS = {
     "torch_runtimes": ["runtimes"],
 }
 # The plugin for unraisable exceptions collects all garbage, which takes longer than most tests.
-# Every function is called by one of mutmut's own, so that a warning cannot point at the caller, and which is looked up
-# by the settings in the working folder, so that processes of other folders (LEFT_OUT) fail for want of them.
 # Fork only from a process that has never used torch's threads: its children would wait for them for ever.
 SETTINGS = """
 [tool.mutmut]
@@ -66,19 +66,10 @@ use_git_change_detection = false
 type_check_command = {types}
 """
 # In the folder of a run: what noticed a mutant before is asked first, and nobody needs the simplest example.
-# While mutmut notes who calls what, a process that a test starts in another folder would look there for its settings.
 SOONER = """
-import os, subprocess
 from collections import Counter
 from pathlib import Path
 from hypothesis import Phase, settings
-begin = subprocess.Popen.__init__
-def begin_unnoted(self, *args, env=None, **named):
-    env = dict(os.environ if env is None else env)
-    if env.get("MUTANT_UNDER_TEST") == "stats":
-        del env["MUTANT_UNDER_TEST"]
-    begin(self, *args, env=env, **named)
-subprocess.Popen.__init__ = begin_unnoted
 settings.register_profile("sooner", phases=[Phase.explicit, Phase.generate])
 settings.load_profile("sooner")
 noticed = Path(__file__).with_name("noticed")
