@@ -198,7 +198,7 @@ def test_a_quick_run_is_a_small_one():
         "1,000,004,000,000 parameters",
         "1,000,004,000,000 parameters against 75,776",
         "training step, T = 20, N = 16, I = 32, H = 128",
-        "64",
+        "64",  # sequences, whose lengths and padding follow the seed
         "training step, T = 256, N = 8, I = 16, H = 128",
         "inference, T = 50, N = 1, I = H = 64",
         "saved weights, I = H = 64",
@@ -495,10 +495,12 @@ def test_by_default_nothing_is_quick_and_the_seed_is_zero(monkeypatch):
 
 
 @pytest.mark.usefixtures("given")
-def test_what_cannot_be_written_is_printed_all_the_same(tmp_path, capsys):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bench, "write_whole", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
-        assert main(["--quick", "--output", str(tmp_path / "bench.json")]) == 2
+def test_what_cannot_be_written_is_printed_all_the_same(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(bench, "write_whole", fail)
+    assert main(["--quick", "--output", str(tmp_path / "bench.json")]) == 2
     printed = capsys.readouterr()
     assert HEAD[0] in printed.out
     assert printed.err == "error: the disk is full\n"

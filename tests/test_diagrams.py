@@ -20,8 +20,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from lstm_utils import LSTMSpec
-from lstm_utils.diagrams import CELL, COLORS, MOST, PAGE, draw_shapes, shape_letters
+from lstm_utils import LSTMSpec, diagrams
+from lstm_utils.diagrams import CELL, COLORS, MOST, draw_shapes, shape_letters
 from lstm_utils.plotting import use_style
 
 PLAIN = LSTMSpec(5, 6)
@@ -142,15 +142,15 @@ def test_no_label_touches_another_or_leaves_the_page(spec, seq_len, batch_size):
 def test_a_wide_drawing_fills_the_page_to_its_margins_and_a_small_one_has_large_sheets(call, fills):
     (axis,) = drawn.__wrapped__(*call).axes  # mutmut asks the test that draws, and not those that look it up
     left, right = axis.get_xlim()
-    inch = (right - left) / PAGE
+    inch = (right - left) / diagrams.PAGE
     last = max(patch.get_x() + patch.get_width() for patch in axis.patches if type(patch) is Rectangle)
-    assert -left / inch == pytest.approx(1.72)
+    assert -left / inch == pytest.approx(diagrams.LEFT)
     if fills:
-        assert (right - last) / inch == pytest.approx(1.15)
-        assert 1 / inch < 0.3
+        assert (right - last) / inch == pytest.approx(diagrams.RIGHT)
+        assert 1 / inch < diagrams.LARGEST
     else:
-        assert (right - last) / inch > 1.15
-        assert 1 / inch == pytest.approx(0.3)
+        assert (right - last) / inch > diagrams.RIGHT
+        assert 1 / inch == pytest.approx(diagrams.LARGEST)
 
 
 @pytest.mark.parametrize(
