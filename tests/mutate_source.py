@@ -144,9 +144,11 @@ def lay_out(folder: Path, module: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    # Fewer random examples: what 20 do not notice counts as unnoticed.
+    # Fewer random examples: what 20 do not notice counts as unnoticed. And nothing made for several tests: a function
+    # that makes it would be tested by the first of them alone.
     for path in (folder / "tests").glob("*.py"):
         text = re.sub(r"max_examples=(\w+)", r"max_examples=min(\1, 20)", path.read_text(encoding="utf-8"))
+        text = re.sub(r'\(scope="module"\)(\ndef \w+\(tmp_path_factory)', r"\1", text)
         path.write_text(text, encoding="utf-8")
     (folder / "conftest.py").write_text(SOONER, encoding="utf-8")
     copied = sorted({"conftest.py", *(name.split("/")[0] for name in names)} - {"tests", "pyproject.toml"})

@@ -502,6 +502,10 @@ def shorter_when_noisy(m, x):
     return m.readout(m.lstm(x[:, :steps])[0][:, -1])
 
 
+def mixed(m, x):
+    return m.readout(m.lstm(x)[1][0][-2:].reshape(N, -1))
+
+
 def time_first(m, x, n):
     return m.readout(packed_output(m, x, n, total_length=T).transpose(0, 1))
 
@@ -511,6 +515,42 @@ ZEROS = "two more steps of zeros behind what was unpacked move the result (4, 3)
 BOTH = (x(), LENGTHS)
 PACKED = pack_padded_sequence(x(), LENGTHS, batch_first=True, enforce_sorted=False)
 SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnose is told
+    "sample 2 changed, and with it step 2 of 2 sequences that LSTM read": lambda: (
+        "P02",
+        nn.LSTM(I, H),
+        x(N, 2, I),
+        {"batch_dim": 0},
+    ),
+    "sample 2 changed, and with it step 2 of 7 sequences that lstm read": lambda: (  # another LSTM is called first
+        "P02",
+        Net(lambda m, x: (m.lower(x), last(m, x))[1], batch_first=False),
+        x(),
+        {"batch_dim": 0},
+    ),
+    "sample 2 changed, and with it step 2 of 4 sequences that lstm read": lambda: (
+        "P02",
+        Net(lambda m, x: (m.lower(x), last(m, x))[1], batch_first=False),
+        SQUARE,
+        {"batch_dim": 0},
+    ),
+    "sample 2 changed, and with it step 2 of 7 sequences that LSTM read": lambda: (  # whatever the size of its numbers
+        "P02",
+        nn.LSTM(I, H),
+        1e8 * x(),
+        {"batch_dim": 0},
+    ),
+    "LSTM: the forget bias is set by hand, but not in l1": lambda: (
+        "P17",
+        forget(nn.LSTM(I, H, 2), "bias_ih_l0"),
+        x(T, N, I),
+        {"batch_dim": 1},
+    ),
+    "sample 2 changed, and the results of 2 other samples moved": lambda: (
+        "P09",
+        Net(mixed, bidirectional=True),
+        x(),
+        {"batch_dim": 0},
+    ),
     "sample 1 has 3 steps, and the result reads step 6 of lstm (counting from 0)": lambda: (
         "P04",
         Net(shorter_when_noisy),
@@ -603,6 +643,17 @@ def more_results(read):
     return forward
 
 
+def fewer_results(m, x):
+    return [final(m, x)] * (2 if m.is_known(m.lstm(x)[0]) else 1)
+
+
+def fewer_calls_alike(m, x):
+    output, (h_n, _) = m.lstm(x)
+    if m.is_known(output):
+        m.lower(x)
+    return m.readout(h_n[-1])
+
+
 def more_results_after_more_zeros(m, x, n):
     output = packed_output(m, x, n)
     return [m.readout(output.sum(1))] * (1 if output.shape[1] == T else 2)
@@ -638,6 +689,8 @@ def fewer_calls(m, x, n):
     ("forward", "batch", "told", "found"),
     [
         (more_results(final), x(), {"lengths": LENGTHS}, ("P32",)),
+        (fewer_results, x(), {"lengths": LENGTHS}, ("P32",)),
+        (fewer_calls_alike, x(), {"lengths": LENGTHS}, ("P32",)),
         (more_results(last), x(), {"lengths": LENGTHS}, ("P04",)),
         (more_results_after_more_zeros, BOTH, {}, ()),
         (another_rank_after_more_zeros, BOTH, {}, ()),
@@ -648,10 +701,6 @@ def fewer_calls(m, x, n):
 )
 def test_a_module_may_take_another_way_in_an_experiment(forward, batch, told, found):
     assert diagnose(remembering(forward), batch, **told).ids == found
-
-
-def mixed(m, x):
-    return m.readout(m.lstm(x)[1][0][-2:].reshape(N, -1))
 
 
 def below(m, x, n):
@@ -801,6 +850,32 @@ def test_what_packing_makes_of_a_sample_of_one_step_is_no_mixing():
 
     diagnosis = diagnose(Net(forward), Batch(torch.tensor([[5, 0], [5, 6]]), [1, 2]), batch_dim=0)
     assert diagnosis == Diagnosis(())
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_loop_over_samples_is_no_sequence_of_them(size):
+    """The sample in the middle differs from the others in one step alone: the step of its own number."""
+    ids = torch.full((size, size), 5)
+    ids[size // 2, size // 2] = 6
+    model = Net(lambda m, ids: m.readout(torch.stack([m.lstm(m.embedding(row))[1][0][-1] for row in ids])))
+    assert diagnose(model, ids, batch_dim=0) == Diagnosis(())
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_another_sample_of_token_ids_is_another(packed):
+    """There are two ids alone, and two of the samples are alike."""
+    ids = torch.tensor([[5, 5], [5, 5], [6, 6]])
+
+    def forward(m, ids):
+        embedded = PackedSequence(m.embedding(ids.data), *ids[1:]) if packed else m.embedding(ids)
+        return m.readout(m.lstm(embedded)[1][0][-1])
+
+    batch = pack_padded_sequence(ids, torch.tensor([2, 2, 2]), batch_first=True) if packed else ids
+    assert diagnose(Net(forward), batch, batch_dim=None if packed else 0) == Diagnosis(())
+
+
+def test_states_of_twice_as_many_layers_as_samples_mix_nothing():
+    assert diagnose(nn.LSTM(I, H, 2, bidirectional=True), x(T, 2, I), batch_dim=1) == Diagnosis(())
 
 
 def test_zeros_behind_what_no_lstm_put_out_are_no_concern():
@@ -1061,6 +1136,11 @@ def test_what_was_not_checked_is_said(reason):
     diagnosis = diagnose(model, batch, **(told[0] if told else {}))
     assert any(text.startswith(reason) for text in diagnosis.unchecked), str(diagnosis)
     assert f"not checked: {reason}" in str(diagnosis)
+
+
+def test_a_result_of_another_shape_is_one_that_moved():
+    diagnosis = diagnose(Net(shape_by_value), x().clamp(max=1), batch_dim=0)
+    assert diagnosis == Diagnosis((), ("whether samples mix in a result of shape (3, 3)",))
 
 
 # The rest ------------------------------------------------------------------------------------------------------------

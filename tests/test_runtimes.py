@@ -1,6 +1,7 @@
 """Every runtime that runs here gives PyTorch's numbers, starts in a process of its own, and says no in words."""
 
 import copy
+import functools
 import logging
 import os
 import pickle
@@ -27,13 +28,18 @@ LACKING = r"no bfloat16 arithmetic|is not installed|InvalidCxxCompiler|quantized
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Every runtime, prepared once: two of them compile for seconds, fewer when nothing is optimized."""
-    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):
-        return {name: prepare(name, LSTM, X, tmp_path_factory.mktemp("runtime")) for name in RUNTIMES}
+    """Each runtime by name, prepared once: two of them compile for seconds, fewer when nothing is optimized."""
+
+    @functools.cache
+    def prepared(name):
+        with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):
+            return prepare(name, LSTM, X, tmp_path_factory.mktemp("runtime"))
+
+    return prepared
 
 
 def runs(prepared, name):
-    if isinstance(got := prepared[name], NotRun):
+    if isinstance(got := prepared(name), NotRun):
         assert re.search(LACKING, got.reason), got.reason
         pytest.skip(got.reason)
     return got
@@ -52,7 +58,7 @@ def test_every_runtime_gives_the_numbers_of_pytorch(prepared, name):
 
 @pytest.mark.parametrize("name", ["eager fp32", "inference_mode fp32", "ONNX Runtime fp32", "ONNX Runtime int8"])
 def test_these_run_on_every_machine(prepared, name):
-    assert isinstance(prepared[name], Runtime), prepared[name].reason
+    assert isinstance(prepared(name), Runtime), prepared(name).reason
 
 
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "torch.compile fp32"])
@@ -189,7 +195,7 @@ def test_some_start_without_pytorch(prepared, name):
 def test_the_median_of_the_rounds_counts(prepared, monkeypatch):
     clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 22.0])
     monkeypatch.setattr(runtimes.time, "perf_counter", lambda: next(clock))
-    assert cold_start(replace(prepared["eager fp32"], program="print('ready')"), rounds=3) == 2
+    assert cold_start(replace(prepared("eager fp32"), program="print('ready')"), rounds=3) == 2
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,7 @@ def test_the_median_of_the_rounds_counts(prepared, monkeypatch):
 )
 def test_a_failing_process_is_reported(prepared, program, message):
     with pytest.raises(RuntimeError, match=rf"^the fresh process of 'eager fp32' failed: .*{message}"):
-        cold_start(replace(prepared["eager fp32"], program=program), rounds=1)
+        cold_start(replace(prepared("eager fp32"), program=program), rounds=1)
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------
@@ -252,9 +258,9 @@ def test_a_reason_is_one_short_line_without_paths(tmp_path):
 
 
 def test_logging_and_the_environment_are_restored(prepared):
+    prepared("torch.compile fp32")
     assert logging.root.manager.disable == logging.NOTSET
     assert "runtime" not in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
-    assert prepared
 
 
 def test_a_signal_finds_its_stack_after_openvino_is_gone(tmp_path):
