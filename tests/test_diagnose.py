@@ -506,6 +506,10 @@ def mixed(m, x):
     return m.readout(m.lstm(x)[1][0][-2:].reshape(N, -1))
 
 
+def final_output(m, x):
+    return m.lstm(x)[0][:, -1]
+
+
 def time_first(m, x, n):
     return m.readout(packed_output(m, x, n, total_length=T).transpose(0, 1))
 
@@ -544,6 +548,48 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
         forget(nn.LSTM(I, H, 2), "bias_ih_l0"),
         x(T, N, I),
         {"batch_dim": 1},
+    ),
+    "the initial state in the batch leads back into the graph of an earlier call": lambda: (
+        "P07",
+        m := nn.LSTM(I, H),
+        {"hx": m(x(T, N, I))[1], "input": x(T, N, I)},
+        {"batch_dim": 1},
+    ),
+    "the gradient of lstm.weight_ih_l0 is not finite; clipping by norm would spread it to all others": lambda: (
+        "P23",
+        Net(broken_gradient),
+        x(),
+        {"batch_dim": 0},
+    ),
+    "backward left no gradient in lstm.weight_ih_l0, nor in the LSTM's other parameters": lambda: (
+        "P26",
+        Net(lambda m, x: m.readout(checkpoint(lambda x: final_output(m, x), x, use_reentrant=True))),
+        x(),
+        {"batch_dim": 0},
+    ),
+    "the result needs no gradient, though parameters of the LSTM do": lambda: (
+        "P26",
+        Net(lambda m, x: checkpoint(lambda x: final_output(m, x), x, use_reentrant=True)),
+        x(),
+        {"batch_dim": 0},
+    ),
+    "every target is -100, which the loss ignores, and a mean over nothing is nan": lambda: (
+        "P14",
+        Net(lambda m, x: m.readout(m.lstm(x)[0]).transpose(1, 2)),
+        x(),
+        {"loss": nn.functional.cross_entropy, "target": torch.full((N, T), -100)},
+    ),
+    "every target is 1, which the loss ignores, and a mean over nothing is nan": lambda: (
+        "P14",
+        Net(last),
+        x(),
+        {"loss": nn.CrossEntropyLoss(ignore_index=1), "target": torch.ones(N, dtype=torch.int64)},
+    ),
+    "dimension 1 of the scores (4, 7, 7) counts steps, and the loss reads classes there": lambda: (
+        "P14",
+        Net(lambda m, x: m.wide(m.lstm(x)[0]).log_softmax(-1)),
+        x(),
+        {"loss": nn.NLLLoss(), "target": torch.ones(N, T, dtype=torch.int64)},
     ),
     "sample 2 changed, and the results of 2 other samples moved": lambda: (
         "P09",
@@ -899,6 +945,8 @@ READS_LAST = Net(last)
         (TypeError, "expected a module that contains an nn.LSTM, got function", last, {}),
         (TypeError, "expected a module that contains an nn.LSTM, got GRU", nn.GRU(I, H), {}),
         (ValueError, "batch_dim must be 0 or 1, got 2", READS_LAST, {"batch_dim": 2}),
+        (ValueError, "batch_dim must be 0 or 1, got True", READS_LAST, {"batch_dim": True}),
+        (ValueError, "batch_dim must be 0 or 1, got 1.0", READS_LAST, {"batch_dim": 1.0}),
         (ValueError, "lengths must be integers, one for each sample, got 7", READS_LAST, {"lengths": 7}),
         (ValueError, r"lengths must be integers, one for each sample, got \[\]", READS_LAST, {"lengths": []}),
         (ValueError, r"lengths must be integers, one for each sample, got \['7'\]", READS_LAST, {"lengths": ["7"]}),
@@ -957,27 +1005,62 @@ def loss_of_five(result, _):
     return result + torch.zeros(5)
 
 
-# Messages that a pitfall gives too, here of another origin; and what stands in the note.
+# Messages that a pitfall gives too, here of another origin; and what the note says.
 UNRELATED = {
-    "a readout of another width": (Net(lambda m, x: m.wide(last(m, x))), {}, "cannot be multiplied", "the module"),
-    "a sum of other shapes": (Net(lambda m, x: last(m, x) + x), {}, "must match the size of tensor b", "the module"),
-    "an index too large": (Net(lambda _, x: x[1:2][1]), {}, "index 1 is out of bounds for dimension 0", "the module"),
-    "a slice too long": (Net(lambda _, x: x.narrow(1, 6, 2)), {}, "exceeds dimension size", "the module"),
+    "a readout of another width": (
+        Net(lambda m, x: m.wide(last(m, x))),
+        {},
+        "cannot be multiplied",
+        "the module raised this, and no known pitfall says it",
+    ),
+    "a sum of other shapes": (
+        Net(lambda m, x: last(m, x) + x),
+        {},
+        "must match the size of tensor b",
+        "the module raised this, and no known pitfall says it",
+    ),
+    "an index too large": (
+        Net(lambda _, x: x[1:2][1]),
+        {},
+        "index 1 is out of bounds for dimension 0",
+        "the module raised this, and no known pitfall says it",
+    ),
+    "a slice too long": (
+        Net(lambda _, x: x.narrow(1, 6, 2)),
+        {},
+        "exceeds dimension size",
+        "the module raised this, and no known pitfall says it",
+    ),
     "lengths of another batch": (
         Net(lambda m, x: m.lstm(pack_padded_sequence(x, [3, 2], True))[0]),
         {},
         "Expected `len.lengths.` to be equal",
-        "the module",
+        "the module raised this, and no known pitfall says it",
     ),
     "as many lengths as features": (
         Net(lambda m, x: m.lstm(pack_padded_sequence(x, [T] * I, True))[0]),
         {},
         "Expected `len.lengths.` to be equal",
-        "the module",
+        "the module raised this, and no known pitfall says it",
     ),
-    "output changed in place": (Net(overwritten), {}, "modified by an inplace", "in its first backward pass"),
-    "a loss of its own": (Net(last), {"loss": loss_of_five}, "must match the size of tensor b", "the loss"),
-    "a module that cannot be copied": (locked(), {}, "cannot pickle", "cannot be copied"),
+    "output changed in place": (
+        Net(overwritten),
+        {},
+        "modified by an inplace",
+        "the module raised this in its first backward pass",
+    ),
+    "a loss of its own": (
+        Net(last),
+        {"loss": loss_of_five},
+        "must match the size of tensor b",
+        "the loss raised this, and no known pitfall says it",
+    ),
+    "a module that cannot be copied": (
+        locked(),
+        {},
+        "cannot pickle",
+        "everything runs on copies, and this module cannot be copied",
+    ),
 }
 
 
@@ -986,7 +1069,7 @@ def test_another_error_is_taken_for_no_pitfall(name):
     model, told, message, note = UNRELATED[name]
     with pytest.raises((RuntimeError, IndexError, TypeError), match=message) as caught:
         diagnose(model, x(), **told)
-    assert note in caught.value.__notes__[0]
+    assert caught.value.__notes__ == [f"lstm_utils.diagnose: {note}"]
 
 
 def test_lengths_of_what_the_module_has_itself_are_not_explained():
@@ -1136,6 +1219,20 @@ def test_what_was_not_checked_is_said(reason):
     diagnosis = diagnose(model, batch, **(told[0] if told else {}))
     assert any(text.startswith(reason) for text in diagnosis.unchecked), str(diagnosis)
     assert f"not checked: {reason}" in str(diagnosis)
+
+
+def test_lengths_of_nothing_are_named():
+    wrong = Finding("P13", "the samples [1, 3] have the lengths [-1, 0]")
+    diagnosis = diagnose(Net(last), x(), [7, -1, 5, 0])
+    assert diagnosis == Diagnosis((wrong,), ("padding, since the lengths are wrong",))
+
+
+def test_an_lstm_without_gradients_is_named():
+    model = Net(lambda m, x: (torch.no_grad()(last)(m, x), m.lower(x)[0]))
+    assert (
+        diagnose(model, x(), batch_dim=0).unchecked[-1]
+        == "gradients, since none reaches lstm.weight_ih_l0 or another parameter of lstm"
+    )
 
 
 def test_a_result_of_another_shape_is_one_that_moved():
