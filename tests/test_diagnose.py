@@ -591,6 +591,12 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
         x(),
         {"loss": nn.NLLLoss(), "target": torch.ones(N, T, dtype=torch.int64)},
     ),
+    "sample 0 changed, and with it step 0 of 3 sequences that lstm read": lambda: (
+        "P10",  # what is taken for the steps of the longest alone says nothing
+        Net(lambda m, x, n: m.readout(m.lstm(pack_padded_sequence(x, n))[1][0][-1])),
+        (x(3, 3, I), torch.tensor([3, 1, 1])),
+        {"batch_dim": 0},
+    ),
     "sample 2 changed, and the results of 2 other samples moved": lambda: (
         "P09",
         Net(mixed, bidirectional=True),
@@ -1098,9 +1104,9 @@ def only_once_at_the_end(m, x):
     return m.readout(h_n[-1])
 
 
-def remembering(forward):
+def remembering(forward, **lstm):
     """A net that tells whether a tensor is the first that it, or a copy of it, was asked about."""
-    known, model = [], Net(forward)
+    known, model = [], Net(forward, **lstm)
 
     def is_known(tensor):
         known.append(tensor.detach())
@@ -1219,6 +1225,34 @@ def test_what_was_not_checked_is_said(reason):
     diagnosis = diagnose(model, batch, **(told[0] if told else {}))
     assert any(text.startswith(reason) for text in diagnosis.unchecked), str(diagnosis)
     assert f"not checked: {reason}" in str(diagnosis)
+
+
+@pytest.mark.parametrize(
+    ("read", "lstm", "lengths"),
+    [
+        (lambda _, result: result[1][0], {"num_layers": N}, LENGTHS),
+        (lambda m, result: m.readout(result[0]), {"bidirectional": True}, torch.tensor([4, 3, 3, 2])),
+    ],
+)
+def test_where_no_experiment_tells_a_result_is_taken_for_what_it_probably_is(read, lstm, lengths):
+    """As many layers as samples; as many steps as samples."""
+
+    def only_these(m, x):
+        if not m.is_known(x):
+            raise ValueError("not this one")
+        return read(m, m.lstm(x))
+
+    batch = SQUARE if "bidirectional" in lstm else x()
+    diagnosis = diagnose(remembering(only_these, **lstm), batch, lengths, batch_dim=0)
+    seen = "other numbers in the padding change the results of the samples [1, 2, 3]"
+    failed = "whether samples mix, since the module did not stand the experiment (ValueError: not this one)"
+    assert diagnosis == Diagnosis((Finding("P32", seen),), (failed,))
+
+
+@pytest.mark.parametrize("read", [lambda m, output: m.readout(output), lambda m, output: m.readout(output)[:, 0]])
+def test_a_sample_alone_may_come_back_without_a_dimension_of_its_own(read):
+    diagnosis = diagnose(Net(lambda m, x: read(m, m.lstm(x)[0][0])), x()[:1], [5], batch_dim=0)
+    assert diagnosis == Diagnosis((), (healthy.SINGLE,))
 
 
 def test_lengths_of_nothing_are_named():
