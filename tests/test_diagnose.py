@@ -543,9 +543,9 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
         1e8 * x(),
         {"batch_dim": 0},
     ),
-    "LSTM: the forget bias is set by hand, but not in l1": lambda: (
+    "LSTM: the forget bias is set by hand, but not in l1, l2": lambda: (
         "P17",
-        forget(nn.LSTM(I, H, 2), "bias_ih_l0"),
+        forget(nn.LSTM(I, H, 3), "bias_ih_l0"),
         x(T, N, I),
         {"batch_dim": 1},
     ),
@@ -837,6 +837,19 @@ def test_padding_that_moves_nothing_real_is_no_pitfall(forward):
     assert diagnose(Net(forward), x(), LENGTHS) == Diagnosis(())
 
 
+def test_a_gradient_that_is_nan_reads_nothing():
+    def forward(m, x):
+        output, mask = m.lstm(x)[0], mask_of(LENGTHS)
+        return m.readout((torch.where(mask, output, output.sub(output.detach()).sqrt()) * mask).sum(1))
+
+    assert diagnose(Net(forward), x(), LENGTHS).ids == ("P23",)
+
+
+def test_a_result_without_a_number_is_none():
+    model = Net(lambda m, x: (last(m, x), x.new_zeros(0), x.new_zeros(N, dtype=torch.int64)))
+    assert diagnose(model, x(), batch_dim=0) == Diagnosis(())
+
+
 def test_positions_stay_with_their_tensor():
     batch = x(2, 3)
     with torch.device("meta"):
@@ -950,6 +963,7 @@ READS_LAST = Net(last)
     [
         (TypeError, "expected a module that contains an nn.LSTM, got function", last, {}),
         (TypeError, "expected a module that contains an nn.LSTM, got GRU", nn.GRU(I, H), {}),
+        (TypeError, "expected a module that contains an nn.LSTM, got LSTM", type("LSTM", (nn.Module,), {})(), {}),
         (ValueError, "batch_dim must be 0 or 1, got 2", READS_LAST, {"batch_dim": 2}),
         (ValueError, "batch_dim must be 0 or 1, got True", READS_LAST, {"batch_dim": True}),
         (ValueError, "batch_dim must be 0 or 1, got 1.0", READS_LAST, {"batch_dim": 1.0}),
