@@ -61,7 +61,8 @@ also_copy = {copied}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "-k", "{left_out}"]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
-timeout_multiplier = 30.0
+timeout_constant = 20.0
+timeout_multiplier = 5.0
 use_git_change_detection = false
 type_check_command = {types}
 """

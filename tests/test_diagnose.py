@@ -1318,6 +1318,11 @@ def test_a_diagnosis_reads_well():
 def test_a_loss_may_return_anything():
     target = torch.full((N,), -100)
     assert diagnose(Net(last), x(), batch_dim=0, loss=lambda *_: 0.5, target=target).ids == ()
+    for target in (None, torch.ones(N)):
+        assert diagnose(Net(last), x(), batch_dim=0, loss=lambda *a: a[0].sum() * torch.nan, target=target).ids == ()
+    # A step is what is to be found.
+    pointer, at = Net(lambda m, x: m.readout(m.lstm(x)[0])[..., 0]), torch.ones(N, dtype=torch.int64)
+    assert diagnose(pointer, x(), batch_dim=0, loss=nn.CrossEntropyLoss(), target=at).ids == ()
     # As many steps as classes, and a loss that reads neither.
     square = Net(lambda m, x: m.wide(m.lstm(x)[0]))
     assert diagnose(square, x(), batch_dim=0, loss=nn.MSELoss(), target=torch.zeros(N, T, T)).ids == ()
