@@ -552,7 +552,7 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
     "the initial state in the batch leads back into the graph of an earlier call": lambda: (
         "P07",
         m := nn.LSTM(I, H),
-        {"hx": m(x(T, N, I))[1], "input": x(T, N, I)},
+        {"hx": m(x(T, N, I))[1], "input": nn.Linear(I, I)(x(T, N, I))},
         {"batch_dim": 1},
     ),
     "the gradient of lstm.weight_ih_l0 is not finite; clipping by norm would spread it to all others": lambda: (
@@ -755,6 +755,11 @@ def test_a_module_may_take_another_way_in_an_experiment(forward, batch, told, fo
     assert diagnose(remembering(forward), batch, **told).ids == found
 
 
+def mixed_up(m, x, n):
+    output = pad_packed_sequence(m.lstm(pack_padded_sequence(x, n, enforce_sorted=False))[0])[0]
+    return m.readout(output[-1])
+
+
 def below(m, x, n):
     return unpacked_below(m, x, n).mean(1)
 
@@ -770,6 +775,19 @@ def below(m, x, n):
 def test_what_may_follow_from_a_finding_is_not_another(forward, batch, found):
     (finding,) = diagnose(Net(forward, bidirectional=True), batch, LENGTHS).findings
     assert finding.pitfall == found
+
+
+@pytest.mark.parametrize(
+    ("pitfall", "forward", "batch"),
+    [
+        ("P02", lambda m, x: m.readout(m.lstm(x)[0][-1]), x()),
+        ("P10", mixed_up, (x(5, 5, I), torch.tensor([5, 3, 4, 2, 1]))),
+        ("P19", lambda m, x: m.readout(m.lstm(x)[0][-1]), x(N, I)),
+    ],
+)
+def test_where_samples_are_taken_for_steps_no_step_is_looked_for(pitfall, forward, batch):
+    """The last of the steps would be P03."""
+    assert diagnose(Net(forward, batch_first=False, bidirectional=True), batch, batch_dim=0).ids == (pitfall,)
 
 
 def score_of_the_reverse_direction(m, x):
@@ -843,6 +861,15 @@ def test_a_gradient_that_is_nan_reads_nothing():
         return m.readout((torch.where(mask, output, output.sub(output.detach()).sqrt()) * mask).sum(1))
 
     assert diagnose(Net(forward), x(), LENGTHS).ids == ("P23",)
+
+
+def test_a_vector_holds_no_samples():
+    model = Net(lambda m, n, x: m.readout(run_packed(m.lstm, x, n)[1][0][-1]))
+    assert diagnose(model, (LENGTHS, x()), batch_dim=0) == Diagnosis(())
+
+
+def test_a_batch_may_come_from_another_module():
+    assert diagnose(nn.LSTM(I, H), nn.Linear(I, I)(x(T, N, I)), batch_dim=1) == Diagnosis(())
 
 
 def test_a_result_without_a_number_is_none():
@@ -1271,7 +1298,7 @@ def test_a_sample_alone_may_come_back_without_a_dimension_of_its_own(read):
 
 def test_lengths_of_nothing_are_named():
     wrong = Finding("P13", "the samples [1, 3] have the lengths [-1, 0]")
-    diagnosis = diagnose(Net(last), x(), [7, -1, 5, 0])
+    diagnosis = diagnose(Net(last), x(), [7, -1, 1, 0])
     assert diagnosis == Diagnosis((wrong,), ("padding, since the lengths are wrong",))
 
 
