@@ -19,6 +19,7 @@ from lstm_utils import LSTMSpec, diagnose
 from lstm_utils.findings import Diagnosis, Finding
 from lstm_utils.padding import positions
 from lstm_utils.pitfalls import pitfalls
+from lstm_utils.probe import Unpacked, run
 from lstm_utils.sequences import run_packed
 from lstm_utils.trees import tensors
 
@@ -882,6 +883,34 @@ def test_positions_stay_with_their_tensor():
     with torch.device("meta"):
         found = positions(batch, 1)
     assert found.tolist() == [[0, 1, 2]]
+
+
+# What a run tells ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_steps_that_are_read_are_told_from_the_zeros_behind_them(batch_first):
+    tensor = torch.zeros(3, 4, 2, requires_grad=True)  # of 4, 2 and 1 steps
+    unpacked = Unpacked(tensor if batch_first else tensor.transpose(0, 1), torch.tensor([3, 2, 1, 1]), batch_first)
+    read = torch.zeros(3, 4, 1)
+    read[[0, 1, 2, 2], [3, 3, 0, 2]] = 1
+    source = unpacked.tensor.transpose(0, 1) if not batch_first else unpacked.tensor
+    assert unpacked.rows_read((source * read).sum(1)).tolist() == [[True, False], [False, True], [True, True]]
+    assert torch.equal(unpacked.rows_read(torch.ones(1)), torch.zeros(3, 2, dtype=torch.bool))
+    assert unpacked.total_length == 4
+
+
+def test_what_counts_steps_has_a_first_and_a_last_that_read_different_ones():
+    base = run(Net(lambda m, x: m.lstm(x)[0]), x())
+    (output,) = base.outputs
+    assert [base.counts_steps(output, dim) for dim in range(3)] == [False, True, False]
+    late = torch.cat([output[:, :1]] * 6 + [output[:, 6:]], dim=1)
+    assert base.counts_steps(late, 1)
+    assert not base.counts_steps(late[:, :-1], 1)
+    assert base.counts_steps(torch.cat([late, torch.zeros(N, 2, H)], dim=1), 1)  # zeros behind the steps
+    assert not base.counts_steps(output, 1, [])
+    alone = run(Net(lambda m, x: m.lstm(x)[0]), x(T, I))
+    assert not alone.counts_steps(alone.outputs[0], 0)
 
 
 # Nothing found where nothing is wrong --------------------------------------------------------------------------------
