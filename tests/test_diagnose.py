@@ -610,6 +610,12 @@ SEEN = {  # what is seen: the pitfall, a model, its batch, and what else diagnos
         x(),
         {"lengths": LENGTHS},
     ),
+    "sample 1 has 3 steps, and the result reads step 6 of lower (counting from 0)": lambda: (
+        "P04",
+        Net(lambda m, x: m.readout(m.wider(m.lower(x)[0][:, -1:])[0][:, 0])),
+        x(),
+        {"lengths": LENGTHS},
+    ),
     "of the samples [0, 2, 3] the result reads padding alone, zeros in the output of lstm": lambda: (
         "P04",
         Net(lambda m, x, n: m.readout(packed_output(m, x, n)[:, -1])),
@@ -833,8 +839,22 @@ def test_a_sequence_alone_of_as_many_steps_as_samples_is_no_batch():
     assert diagnose(Net(forward), (x(N, I, I), lengths), lengths) == Diagnosis(())
 
 
-def test_padding_in_another_dtype_is_found():
-    assert diagnose(Net(final).bfloat16(), x().bfloat16(), LENGTHS).ids == ("P32",)
+@pytest.mark.parametrize(("forward", "found"), [(final, "P32"), (last, "P04")])
+def test_padding_in_another_dtype_is_found(forward, found):
+    diagnosis = diagnose(Net(forward).bfloat16(), x().bfloat16(), LENGTHS)
+    assert (diagnosis.ids, diagnosis.unchecked) == ((found,), ())
+
+
+def test_an_lstm_may_be_called_with_keywords():
+    diagnosis = diagnose(Net(lambda m, x: m.readout(m.lstm(input=x)[1][0][-1])), x(), LENGTHS)
+    assert (diagnosis.ids, diagnosis.unchecked) == (("P32",), ())
+
+
+def test_an_lstm_keeps_its_initial_states_in_an_experiment():
+    def forward(m, x):
+        return m.readout((m.lstm(x, (torch.ones(1, N, H), torch.ones(1, N, H)))[0] * mask_of(LENGTHS)).sum(1))
+
+    assert diagnose(Net(forward), x(), LENGTHS) == Diagnosis(())
 
 
 def mask_of(lengths):
@@ -898,6 +918,18 @@ def test_steps_that_are_read_are_told_from_the_zeros_behind_them(batch_first):
     assert unpacked.rows_read((source * read).sum(1)).tolist() == [[True, False], [False, True], [True, True]]
     assert torch.equal(unpacked.rows_read(torch.ones(1)), torch.zeros(3, 2, dtype=torch.bool))
     assert unpacked.total_length == 4
+
+
+def test_a_state_is_known_by_its_numbers():
+    base = run(nn.LSTM(I, H), x())
+    output, h_n, c_n = base.outputs
+    assert [base.is_state(tensor) for tensor in (output, h_n, c_n, h_n + 1, h_n[0])] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_what_counts_steps_has_a_first_and_a_last_that_read_different_ones():
@@ -1157,6 +1189,26 @@ def test_lengths_of_what_the_module_has_itself_are_not_explained():
 class Subclass(nn.LSTM):
     def forward(self, x):
         return super().forward(x)[0]
+
+
+class Flattened(nn.LSTM):
+    def forward(self, x):
+        output, (h_n, c_n) = super().forward(x)
+        return output, h_n, c_n
+
+
+class Listed(nn.LSTM):
+    def forward(self, x):
+        output, states = super().forward(x)
+        return list(output), states
+
+
+@pytest.mark.parametrize("kind", [Subclass, Flattened, Listed])
+@pytest.mark.parametrize("size", [2, N])
+def test_an_lstm_with_a_call_of_its_own_is_left_alone(kind, size):
+    """A tensor of two samples is as long as the pair of nn.LSTM."""
+    left = "what the LSTM reads and what reads it, since it was not called, or not as nn.LSTM is"
+    assert diagnose(kind(I, H, batch_first=True), x(size, T, I), batch_dim=0) == Diagnosis((), (left,))
 
 
 def only_once(m, x):
