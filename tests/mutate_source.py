@@ -32,6 +32,10 @@ ENOUGH = 0.9
 # Every function is called by one of mutmut's own: a warning cannot point at the caller then, and a process that a test
 # starts in another folder looks there for mutmut's settings, in vain.
 LEFT_OUT = "not points_at_the_caller and not killed_sweep_goes_on and not workers_of_a_cluster"
+# The source of these modules' functions is run in another process, which does not know mutmut's.
+LEFT_OUT_TOO = dict.fromkeys(
+    ["other_runtimes", "torch_runtimes"], " and not fresh_process and not start_without_pytorch"
+)
 # Where the tests of a module do not have its name.
 TESTS = {
     "__main__": ["main"],
@@ -155,8 +159,9 @@ def lay_out(folder: Path, module: str) -> None:
     copied = sorted({"conftest.py", *(name.split("/")[0] for name in names)} - {"tests", "pyproject.toml"})
     asked = ["mypy", "--output=json", "--no-warn-unused-ignores", f"--cache-dir={WORK / 'mypy'}", "lstm_utils"]
     given = {"copied": copied, "tests": tests_of(module), "types": [sys.executable, "-c", TYPES, *asked]}
+    left_out = LEFT_OUT + LEFT_OUT_TOO.get(module, "")
     settings = SETTINGS.format(
-        module=module, left_out=LEFT_OUT, **{name: json.dumps(value) for name, value in given.items()}
+        module=module, left_out=left_out, **{name: json.dumps(value) for name, value in given.items()}
     )
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(settings)
