@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import logging
 import os
 import pickle
@@ -240,6 +241,58 @@ def test_pytorch_runs_in_inference_mode_or_with_gradients_on_the_device_that_is_
     torch.testing.assert_close(output, LSTM(X)[0], check_device=True)
     with torch.set_grad_enabled(not inference):
         assert made.kernel(call) == operators(lambda: LSTM(X))
+
+
+def made_by(build, folder, num_threads=1):
+    with runtimes._silence():
+        return build(torch_runtimes.Order(LSTM, X, folder, num_threads))
+
+
+def test_onnx_runtime_computes_on_the_cpu_in_the_threads_that_are_asked_for(tmp_path):
+    made = made_by(other_runtimes.build_onnx, tmp_path, 3)
+    session = inspect.getclosurevars(made.load(**made.arguments)).nonlocals["session"]
+    options = session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("build", [True, False])
+def test_onnx_runtime_sends_nothing_unless_it_is_told_to(build, tmp_path, monkeypatch):
+    made = made_by(other_runtimes.build_onnx, tmp_path)
+    for value in (None, "0"):
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+        if value:
+            monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
+        if build:
+            made_by(other_runtimes.build_onnx, tmp_path)
+        else:
+            made.load(**made.arguments)
+        assert os.environ["ORT_DISABLE_TELEMETRY"] == (value or "1")
+
+
+def test_openvino_computes_at_once_in_the_threads_and_the_precision_that_are_asked_for(prepared, tmp_path):
+    runs(prepared, "OpenVINO fp32")
+    made = made_by(other_runtimes.build_openvino, tmp_path)
+    (request,) = made.load(**made.arguments).__defaults__
+    settings = ("INFERENCE_NUM_THREADS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT")
+    found = [request.get_compiled_model().get_property(name) for name in settings]
+    assert [str(value) for value in found] == ["1", "LATENCY", "<Type: 'float32'>"]
+
+
+@pytest.mark.parametrize("build", [True, False])
+def test_openvino_has_one_core_and_sends_nothing(build, prepared, tmp_path, monkeypatch):
+    runs(prepared, "OpenVINO fp32")
+    import openvino
+
+    made = made_by(other_runtimes.build_openvino, tmp_path)
+    made.load(**made.arguments)
+    monkeypatch.delitem(sys.modules, "openvino_telemetry")
+    monkeypatch.setattr(openvino, "Core", None)  # nobody makes another
+    if build:
+        made_by(other_runtimes.build_openvino, tmp_path)
+    else:
+        made.load(**made.arguments)
+    assert sys.modules["openvino_telemetry"] is None
 
 
 @pytest.mark.parametrize(
