@@ -9,6 +9,8 @@ import pickle
 import re
 import subprocess
 import sys
+import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -160,6 +162,8 @@ def test_openvino_is_asked_whether_it_has_bfloat16(prepared, tmp_path, monkeypat
         (nn.GRU(5, 8).eval(), X, r"got GRU\(5, 8\)$"),
         (LSTM, X[0], r"shape \(T, N, 5\), got \(1, 5\)$"),
         (LSTM, torch.zeros(6, 1, 4), r"got \(6, 1, 4\)$"),
+        (LSTM, torch.zeros(0, 1, 5), r"got \(0, 1, 5\)$"),
+        (LSTM, X.double(), "^expected an example of float32, as the LSTM is, got torch.float64$"),
     ],
 )
 def test_another_module_or_example_is_refused(lstm, example, message, tmp_path):
@@ -170,6 +174,19 @@ def test_another_module_or_example_is_refused(lstm, example, message, tmp_path):
 def test_an_unknown_runtime_is_refused(tmp_path):
     with pytest.raises(KeyError, match=r"no runtime 'TensorRT'; the known ones are eager fp32, "):
         prepare("TensorRT", LSTM, X, tmp_path)
+
+
+def test_what_was_built_is_measured(tmp_path):
+    start = time.perf_counter()
+    runtime = prepare("eager fp32", LSTM, X, tmp_path)
+    assert 0 < runtime.build_seconds < time.perf_counter() - start
+    assert runtime.nbytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_the_threads_reach_the_runtime_and_its_fresh_process(tmp_path):
+    assert "torch.set_num_threads(3)" in prepare("eager fp32", LSTM, X, tmp_path, 3).program
+    assert "torch.set_num_threads(1)" in prepare("eager fp32", LSTM, X, tmp_path).program
+    assert "threads=3" in prepare("ONNX Runtime fp32", LSTM, X, tmp_path, 3).program
 
 
 # Cold starts ---------------------------------------------------------------------------------------------------------
@@ -198,7 +215,7 @@ def test_the_median_of_the_rounds_counts(prepared, monkeypatch):
     runtime = replace(prepared("eager fp32"), program="print('ready')")
     clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 22.0])
     monkeypatch.setattr(runtimes.time, "perf_counter", lambda: next(clock))
-    assert cold_start(runtime, rounds=3) == 2
+    assert cold_start(runtime) == 2
 
 
 @pytest.mark.parametrize(
@@ -310,6 +327,32 @@ def test_a_reason_is_one_short_line_without_paths(tmp_path):
     assert runtimes._one_line(error, tmp_path) == "OSError: cannot open …/lstm.pt or …"
     assert runtimes._one_line(OSError(r"in C:\Users\me\x.dll now"), tmp_path) == "OSError: in … now"
     assert len(runtimes._one_line(ValueError("x" * 999), tmp_path)) == 300
+
+
+def test_a_folder_with_a_space_is_named_as_the_reason(tmp_path, monkeypatch):
+    error = RuntimeError("CppCompileError: C++ compile error")
+    assert runtimes._one_line(error, tmp_path) == "RuntimeError: CppCompileError: C++ compile error"
+    monkeypatch.setattr(torch, "__file__", "/with a/space/torch/__init__.py")
+    assert runtimes._one_line(error, tmp_path) == (
+        "RuntimeError: CppCompileError: C++ compile error; torch hands the compiler its own folder without quotes, and "
+        "there is a space in that"
+    )
+    assert runtimes._one_line(RuntimeError("another"), tmp_path) == "RuntimeError: another"
+
+
+def test_builders_are_silenced_and_nobody_else(caplog):
+    logging.disable(logging.DEBUG)
+    try:
+        with runtimes._silence():
+            warnings.warn("unheard", stacklevel=1)
+            logging.getLogger("builder").warning("unheard")
+            logging.getLogger("builder").error("heard")
+        assert logging.root.manager.disable == logging.DEBUG
+    finally:
+        logging.disable(logging.NOTSET)
+    assert caplog.messages == ["heard"]
+    with pytest.warns(UserWarning, match="heard again"):
+        warnings.warn("heard again", stacklevel=1)
 
 
 def test_logging_and_the_environment_are_restored(prepared):
