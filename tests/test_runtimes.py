@@ -114,7 +114,10 @@ def test_those_for_the_cpu_say_so_elsewhere(name, tmp_path):
     assert got == NotRun(name, "here it runs on the CPU alone, and the LSTM is on meta")
 
 
-@pytest.mark.parametrize(("name", "missing"), [("ONNX Runtime int8", "onnxruntime"), ("OpenVINO fp32", "openvino")])
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("ONNX Runtime fp32", "onnx"), ("ONNX Runtime int8", "onnxruntime"), ("OpenVINO fp32", "openvino")],
+)
 def test_a_missing_package_is_named_with_its_extra(name, missing, tmp_path, monkeypatch):
     monkeypatch.setattr(
         other_runtimes.importlib.util, "find_spec", lambda package: None if package == missing else package
@@ -272,6 +275,24 @@ def test_onnx_runtime_computes_on_the_cpu_in_the_threads_that_are_asked_for(tmp_
     options = session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_onnx_runtime_is_asked_for_the_cpu_and_writes_into_its_folder_alone(tmp_path, monkeypatch):
+    import onnxruntime
+
+    asked, made, (here, folder) = [], onnxruntime.InferenceSession, (tmp_path / "here", tmp_path / "folder")
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *given, **named: asked.append(named["providers"]) or made(*given, **named),
+    )
+    for path in (here, folder):
+        path.mkdir()
+    monkeypatch.chdir(here)
+    prepare("ONNX Runtime fp32", LSTM, X, folder)
+    assert len(asked) >= 2  # to compute, and to see the kernel
+    assert all(providers == ["CPUExecutionProvider"] for providers in asked)
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize("build", [True, False])
