@@ -313,24 +313,29 @@ def test_openvino_computes_at_once_in_the_threads_and_the_precision_that_are_ask
     runs(prepared, "OpenVINO fp32")
     made = made_by(other_runtimes.build_openvino, tmp_path)
     (request,) = made.load(**made.arguments).__defaults__
-    settings = ("INFERENCE_NUM_THREADS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT")
+    settings = ("EXECUTION_DEVICES", "INFERENCE_NUM_THREADS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT")
     found = [request.get_compiled_model().get_property(name) for name in settings]
-    assert [str(value) for value in found] == ["1", "LATENCY", "<Type: 'float32'>"]
+    assert [str(value) for value in found] == ["['CPU']", "1", "LATENCY", "<Type: 'float32'>"]
 
 
 @pytest.mark.parametrize("build", [True, False])
-def test_openvino_has_one_core_and_sends_nothing(build, prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [True, False])
+def test_openvino_has_one_core_and_sends_nothing(build, first, prepared, tmp_path, monkeypatch):
     runs(prepared, "OpenVINO fp32")
     import openvino
 
     made = made_by(other_runtimes.build_openvino, tmp_path)
     made.load(**made.arguments)
+    core = openvino.kept_core
+    monkeypatch.setattr(openvino, "Core", (lambda: core) if first else None)
+    if first:
+        monkeypatch.delattr(openvino, "kept_core")
     monkeypatch.delitem(sys.modules, "openvino_telemetry")
-    monkeypatch.setattr(openvino, "Core", None)  # nobody makes another
     if build:
         made_by(other_runtimes.build_openvino, tmp_path)
     else:
         made.load(**made.arguments)
+    assert openvino.kept_core is core
     assert sys.modules["openvino_telemetry"] is None
 
 
