@@ -44,6 +44,7 @@ def prepared(tmp_path_factory):
 def runs(prepared, name):
     if isinstance(got := prepared(name), NotRun):
         assert re.search(LACKING, got.reason), got.reason
+        assert "bfloat16" not in got.reason or name.endswith("bf16")
         pytest.skip(got.reason)
     return got
 
@@ -154,6 +155,22 @@ def test_openvino_is_asked_whether_it_has_bfloat16(prepared, tmp_path, monkeypat
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
     got = prepare("OpenVINO bf16", LSTM, X, tmp_path)
     assert got == NotRun("OpenVINO bf16", "OpenVINO finds no bfloat16 arithmetic in this CPU")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"])
+    made = made_by(functools.partial(other_runtimes.build_openvino, precision="bf16"), tmp_path)
+    assert made.arguments == {"path": str(tmp_path / "lstm.xml"), "threads": 1, "precision": "bf16"}
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_openvino_is_asked_for_the_kernel_that_computes(precision, prepared, tmp_path, monkeypatch):
+    runs(prepared, "OpenVINO fp32")
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"])
+    made = made_by(functools.partial(other_runtimes.build_openvino, precision=precision), tmp_path)
+    asked, compile_model = [], openvino.Core.compile_model
+    monkeypatch.setattr(openvino.Core, "compile_model", lambda *given: asked.append(given[2:]) or compile_model(*given))
+    assert re.fullmatch(r"1 × \w+ \w+", made.kernel(None))  # the layer, and what computes it
+    assert asked == [("CPU", {"INFERENCE_PRECISION_HINT": precision})]
 
 
 @pytest.mark.parametrize(
