@@ -269,7 +269,7 @@ def test_fused_layers_and_products_are_listed_however_they_are_written():
 
 
 @pytest.mark.parametrize("inference", [True, False])
-def test_pytorch_runs_in_inference_mode_or_with_gradients_on_the_device_that_is_asked(inference, tmp_path):
+def test_pytorch_runs_in_inference_mode_or_with_gradients_on_the_device_that_is_asked(inference, tmp_path, monkeypatch):
     order = torch_runtimes.Order(LSTM, X, tmp_path, 1)
     made = torch_runtimes.build_torch(order, **{} if inference else {"inference": False})
     with torch.device("meta"):
@@ -279,6 +279,8 @@ def test_pytorch_runs_in_inference_mode_or_with_gradients_on_the_device_that_is_
     torch.testing.assert_close(output, LSTM(X)[0], check_device=True)
     with torch.set_grad_enabled(not inference):
         assert made.kernel(call) == operators(lambda: LSTM(X))
+    monkeypatch.setattr(torch_runtimes, "operators", lambda _: f"gradients: {torch.is_grad_enabled()}")
+    assert made.kernel(call) == f"gradients: {not inference}"
 
 
 def made_by(build, folder, num_threads=1):
