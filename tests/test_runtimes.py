@@ -65,6 +65,22 @@ def test_these_run_on_every_machine(prepared, name):
     assert isinstance(prepared(name), Runtime), prepared(name).reason
 
 
+def test_compiling_is_allowed_only_where_it_must_be_and_starts_no_processes(tmp_path, monkeypatch):
+    def compiled(_):
+        if not torch._dynamo.config.allow_rnn:
+            raise torch._dynamo.exc.Unsupported("an nn.LSTM")
+        threads = torch._inductor.config.compile_threads
+        return (os.environ["TORCHINDUCTOR_CACHE_DIR"], threads, torch.is_inference_mode_enabled()), "states"
+
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda _, **options: asked.append(options) or compiled)
+    made = made_by(torch_runtimes.build_compiled, tmp_path)
+    call = made.load(**made.arguments)
+    assert call(X) == (made.arguments["cache"], 1, True)
+    assert asked == [{"fullgraph": True, "dynamic": True}]
+    assert not torch._dynamo.config.allow_rnn
+
+
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "torch.compile fp32"])
 def test_another_shape_is_computed_or_refused(prepared, name):
     runtime, other = runs(prepared, name), torch.randn(9, 3, 5)
