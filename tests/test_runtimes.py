@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,18 @@ def test_compiling_is_allowed_only_where_it_must_be_and_starts_no_processes(tmp_
     assert call(X) == (made.arguments["cache"], 1, True)
     assert asked == [{"fullgraph": True, "dynamic": True}]
     assert not torch._dynamo.config.allow_rnn
+
+
+def test_aotinductor_compiles_without_gradients_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    def compile_package(_, package_path):
+        asked.append((package_path, os.environ["TORCHINDUCTOR_CACHE_DIR"], torch.is_grad_enabled()))
+
+    asked = []
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_package)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    made = made_by(torch_runtimes.build_package, tmp_path)
+    ((path, cache, gradients),) = asked
+    assert (path, Path(cache).parent, gradients) == (made.arguments["path"], tmp_path, False)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "torch.compile fp32"])
