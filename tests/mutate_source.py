@@ -118,7 +118,7 @@ codes = json.load(open(f"mutants/lstm_utils/{sys.argv[1]}.py.meta"))["exit_code_
 found = []
 for key, code in codes.items():
     function, of = names(key)
-    status = status_by_exit_code[code]
+    status = "segfault" if code == -6 else status_by_exit_code[code]  # C++ aborts the process, and the tests with it
     caught = status in sys.argv[2:]
     diff = [] if caught else get_diff_for_mutant(key).splitlines()[2:]
     found.append((key, f"{of}.{function}" if of else function, status, diff))
