@@ -1028,6 +1028,12 @@ def test_another_sample_of_token_ids_is_another(packed):
     assert diagnose(Net(forward), batch, batch_dim=None if packed else 0) == Diagnosis(())
 
 
+def test_samples_may_be_counted_by_the_last_dimension():
+    """Two samples, two classes, and a first dimension that two divides."""
+    model = Net(lambda m, x: m.readout(m.lstm(x)[0])[..., :2].permute(1, 2, 0))
+    assert diagnose(model, x(2, 4, I), [4, 2], batch_dim=0) == Diagnosis(())
+
+
 def test_states_of_twice_as_many_layers_as_samples_mix_nothing():
     assert diagnose(nn.LSTM(I, H, 2, bidirectional=True), x(T, 2, I), batch_dim=1) == Diagnosis(())
 
