@@ -238,6 +238,14 @@ def test_the_threads_reach_the_runtime_and_its_fresh_process(tmp_path):
     assert "threads=3" in prepare("ONNX Runtime fp32", LSTM, X, tmp_path, 3).program
 
 
+def test_a_fresh_process_computes_on_the_device_of_the_lstm_or_the_cpu():
+    arguments = {"path": "lstm.pt", "device": "cuda:0", "inference": True}
+    there = torch_runtimes.Artefact((), torch_runtimes.load_torch, arguments, str)
+    assert "x = torch.zeros((6, 1, 5), device='cuda:0')" in runtimes._program(there, (6, 1, 5), 1).splitlines()
+    here = torch_runtimes.Artefact((), torch_runtimes.load_int8, {"path": "int8.pt"}, str)
+    assert "x = torch.zeros((6, 1, 5), device='cpu')" in runtimes._program(here, (6, 1, 5), 1).splitlines()
+
+
 # Cold starts ---------------------------------------------------------------------------------------------------------
 
 
