@@ -345,7 +345,7 @@ def test_onnx_runtime_is_asked_for_the_cpu_and_writes_into_its_folder_alone(tmp_
     for path in (here, folder):
         path.mkdir()
     monkeypatch.chdir(here)
-    prepare("ONNX Runtime fp32", LSTM, X, folder)
+    assert isinstance(prepare("ONNX Runtime fp32", LSTM, X, folder), Runtime)
     assert len(asked) >= 2  # to compute, and to see the kernel
     assert all(providers == ["CPUExecutionProvider"] for providers in asked)
     assert not list(here.iterdir())
