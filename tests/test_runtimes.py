@@ -220,6 +220,12 @@ def test_another_module_or_example_is_refused(lstm, example, message, tmp_path):
         prepare("eager fp32", lstm, example, tmp_path)
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    message = f"the folder {str(tmp_path / 'none')!r} does not exist; create it, or name another"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        prepare("eager fp32", LSTM, X, tmp_path / "none")
+
+
 def test_an_unknown_runtime_is_refused(tmp_path):
     with pytest.raises(KeyError, match=r"no runtime 'TensorRT'; the known ones are eager fp32, "):
         prepare("TensorRT", LSTM, X, tmp_path)
