@@ -357,6 +357,38 @@ def test_the_module_ends_with_the_status(monkeypatch, capsys):
     assert "device 'tpu' is not available here" in capsys.readouterr().err
 
 
+def test_how_a_cell_went_is_shown_at_once(sweep, benchmark, monkeypatch):
+    def show(text, flush=False, **_):
+        shown.append((text, flush))
+
+    shown = []
+    monkeypatch.setattr(module, "print", show, raising=False)
+    benchmark.change[16] = lambda found: (found, "broken")
+    sweep()
+    sweep()
+    for what in ("2 cells", "done in", "FAILED", "kept from"):
+        flushed = [flush for text, flush in shown if what in text]
+        assert flushed
+        assert all(flushed)
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_no_more_cells_are_handed_out_than_run_at_once(sweep, monkeypatch):
+    import joblib
+
+    asked, parallel = [], joblib.Parallel
+    monkeypatch.setattr(joblib, "Parallel", lambda **options: asked.append(options) or parallel(**options))
+    sweep()
+    assert asked == [{"n_jobs": 1, "pre_dispatch": 1, "batch_size": 1, "return_as": "generator_unordered"}]
+
+
+def test_cells_run_one_by_one_unless_it_is_said(benchmark, tmp_path):
+    with machines_module.machines(["cpu"], "loky", None, 1) as (machine,):
+        for disturbed in ({}, {"disturbed": False}, {"disturbed": True}):
+            module.run_grid(machine, [Cell("cpu", 1, 8, quick=False)], notebook(WRITES), tmp_path, **disturbed)
+    assert benchmark.ran == [FIRST, FIRST]
+
+
 def test_what_was_measured_side_by_side_is_not_kept_for_a_run_one_by_one():
     described, cell = describe(["cpu"]), Cell("cpu", 1, 8, quick=False)
     alone, beside = (module._key(described, cell, notebook(WRITES), disturbed) for disturbed in (False, True))
