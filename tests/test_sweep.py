@@ -357,6 +357,11 @@ def test_the_module_ends_with_the_status(monkeypatch, capsys):
     assert "device 'tpu' is not available here" in capsys.readouterr().err
 
 
+def test_the_file_of_a_cell_can_be_named_so_on_every_system():
+    name = module._path(Path("here"), Cell("cuda:1", 1, 8, quick=True)).name
+    assert name == "cuda-1-hidden-size-8-quick.json"
+
+
 def test_how_a_cell_went_is_shown_at_once(sweep, benchmark, monkeypatch):
     def show(text, flush=False, **_):
         shown.append((text, flush))
