@@ -111,6 +111,7 @@ def test_a_sweep_writes_one_report_of_all_cells(sweep, benchmark, capsys):
     said = capsys.readouterr()
     assert f"{FIRST}: done in 1 s" in said.out
     assert f"The report: {Path('results/hardware') / name}" in said.out
+    assert "side by side" not in said.out
     assert said.err == ""
 
 
@@ -402,7 +403,8 @@ def test_what_was_measured_side_by_side_is_not_kept_for_a_run_one_by_one():
 
 def test_cells_side_by_side_run_in_processes_and_are_not_taken_for_measurements(sweep, capsys):
     assert sweep("--jobs", "2") == 0
-    assert "disturb each other's timings" in capsys.readouterr().out
+    said = "Cells that run side by side disturb each other's timings: for trying out, not for results."
+    assert said in capsys.readouterr().out.splitlines()
     assert os.getpid() not in kernels()
     assert not Path("results").exists()
     [found] = load_reports("_build/sweep").values()
