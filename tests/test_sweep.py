@@ -1,5 +1,6 @@
 """The sweep: a grid that fits the machine, cells that are run once, and one report a machine."""
 
+import contextlib
 import json
 import os
 import re
@@ -112,6 +113,10 @@ def test_a_sweep_writes_one_report_of_all_cells(sweep, benchmark, capsys):
     assert f"{FIRST}: done in 1 s" in said.out
     assert f"The report: {Path('results/hardware') / name}" in said.out
     assert "side by side" not in said.out
+    [machine] = {path.parent.name for path in kept().values()}
+    assert said.out.splitlines()[0] == f"{machine}: 2 cells"
+    sweep("--hidden-sizes", "8")
+    assert capsys.readouterr().out.splitlines()[0] == f"{machine}: 1 cell"
     assert said.err == ""
 
 
@@ -393,6 +398,27 @@ def test_cells_run_one_by_one_unless_it_is_said(benchmark, tmp_path):
         for disturbed in ({}, {"disturbed": False}, {"disturbed": True}):
             module.run_grid(machine, [Cell("cpu", 1, 8, quick=False)], notebook(WRITES), tmp_path, **disturbed)
     assert benchmark.ran == [FIRST, FIRST]
+
+
+def test_cells_at_once_are_known_to_disturb_each_other(sweep, monkeypatch):
+    def run_grid(_machine, cells, _notebook, _folder, disturbed):
+        asked.append(disturbed)
+        return [record(hidden_size=cell.hidden_size) for cell in cells]
+
+    asked = []
+    monkeypatch.setattr(module, "run_grid", run_grid)
+    for jobs in "123":
+        assert sweep("--jobs", jobs) == 0
+    assert asked == [False, True, True]
+
+
+def test_another_machine_goes_on_where_one_fails(sweep, monkeypatch):
+    machine = machines_module.Machine(describe(["cpu"]), {}, 1)
+    answers = iter([[], [record(hidden_size=8), record(hidden_size=16)]])
+    monkeypatch.setattr(module, "machines", lambda *_: contextlib.nullcontext([machine, machine]))
+    monkeypatch.setattr(module, "run_grid", lambda *_: next(answers))
+    assert sweep() == 1
+    assert load_reports("results/hardware")
 
 
 def test_what_was_measured_side_by_side_is_not_kept_for_a_run_one_by_one():
