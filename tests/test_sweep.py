@@ -230,7 +230,8 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(sweep, benchmark, ca
     said = capsys.readouterr()
     assert f"{FIRST}: FAILED: {message}" in said.err
     assert f"see {executed}" in said.err
-    assert "no report" in said.err
+    last = "Cells failed: no report. Finished ones are kept; the same command runs the rest."
+    assert said.err.splitlines()[-1] == last
     assert f"{SECOND}: done" in said.out
     assert kept().keys() == {"cpu-1-thread-hidden-size-16.json"}
     assert not Path("results").exists()
@@ -253,7 +254,7 @@ def test_an_interrupt_ends_the_sweep_and_keeps_what_is_finished(sweep, benchmark
 
     benchmark.change[16] = interrupt
     assert sweep() == 130
-    assert "Stopped. What is finished is kept" in capsys.readouterr().err
+    assert capsys.readouterr().err == "Stopped. What is finished is kept; the same command runs the rest.\n"
     assert kept().keys() == {"cpu-1-thread-hidden-size-8.json"}
 
 
