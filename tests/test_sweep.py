@@ -120,6 +120,14 @@ def test_a_sweep_writes_one_report_of_all_cells(sweep, benchmark, capsys):
     assert said.err == ""
 
 
+@pytest.mark.usefixtures("benchmark")
+def test_what_is_kept_and_the_report_may_go_elsewhere(sweep):
+    assert sweep("--folder", "kept", "--results", "reports") == 0
+    assert {path.name for path in Path("kept").glob("*/*.json")} == RECORDS
+    assert load_reports("reports")
+    assert not Path("results").exists()
+
+
 def test_finished_cells_are_kept(sweep, benchmark, capsys):
     sweep()
     assert sweep("--threads", "1", "--hidden-sizes", "8", "16", "32") == 0
