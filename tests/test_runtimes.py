@@ -50,6 +50,11 @@ def runs(prepared, name):
     return got
 
 
+def made_by(build, folder, num_threads=1):
+    with runtimes._silence():
+        return build(torch_runtimes.Order(LSTM, X, folder, num_threads))
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_every_runtime_gives_the_numbers_of_pytorch(prepared, name):
     runtime = runs(prepared, name)
@@ -324,11 +329,6 @@ def test_pytorch_runs_in_inference_mode_or_with_gradients_on_the_device_that_is_
         assert made.kernel(call) == operators(lambda: LSTM(X))
     monkeypatch.setattr(torch_runtimes, "operators", lambda _: f"gradients: {torch.is_grad_enabled()}")
     assert made.kernel(call) == f"gradients: {not inference}"
-
-
-def made_by(build, folder, num_threads=1):
-    with runtimes._silence():
-        return build(torch_runtimes.Order(LSTM, X, folder, num_threads))
 
 
 def test_onnx_runtime_computes_on_the_cpu_in_the_threads_that_are_asked_for(tmp_path):
